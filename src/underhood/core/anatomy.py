@@ -1,0 +1,517 @@
+"""Anatomy: where a given model keeps what the site names mean.
+
+Hugging Face models are found, not adapted: a block is an element of a `ModuleList` whose elements
+own an attention or another sequence mixer, and its parts are recognised by the few names that the
+library's 500 families use for them (`NAMES`), by the order in which a block's `forward` first
+mentions its children (norm before or after the sub-layer), and by a handful of config flags. What
+comes out is data: for each block a `Point` per site. `core.check` proves the result on the running
+model; a new family needs nothing, or a name in `NAMES`.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Anatomy", "Attention", "Block", "Experts", "Point", "Scan", "Stack", "find_anatomy"]
+
+# Relative paths by role, in order of preference. Two models never disagree about one path's role.
+NAMES: dict[str, tuple[str, ...]] = {
+    "attn": (
+        "self_attn", "self_attention", "layer.0.SelfAttention", "attn", "attention",
+        "shared_transformer.self_attn",
+    ),
+    "mixer": ("linear_attn", "mamba", "mixer", "temporal_block", "mamba_decoder.mamba"),
+    "cross": ("encoder_attn", "crossattention", "cross_attn", "layer.1.EncDecAttention"),
+    "o_proj": ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo", "o", "output.dense"),
+    "q_proj": ("q_proj", "q", "query", "wq"),
+    "k_proj": ("k_proj", "k", "key", "wk"),
+    "v_proj": ("v_proj", "v", "value", "wv"),
+    "q_norm": ("q_norm", "q_layernorm"),
+    "k_norm": ("k_norm", "k_layernorm"),
+    "ln1": (
+        "input_layernorm", "ln_1", "ln_attn", "temporal_pre_norm", "layernorm_before",
+        "layer_norm1", "norm1", "norm_1", "ln1", "layer.0.layer_norm", "self_attn_layer_norm",
+        "norm", "mamba_decoder.input_layernorm",
+    ),
+    "ln2": (
+        "pre_feedforward_layernorm", "ln_2", "ln_mlp", "pre_ff_layernorm", "channel_pre_norm",
+        "layernorm_after", "layer_norm2", "norm2", "norm_2", "ln2", "layer.2.layer_norm",
+        "layer.1.layer_norm", "post_attention_layernorm", "final_layer_norm",
+    ),
+    "post_attn": ("post_self_attn_layernorm", "layer_scale1"),
+    "post_mlp": ("post_feedforward_layernorm", "post_mlp_layernorm", "layer_scale2"),
+    "mlp": (
+        "mlp", "feed_forward", "mlp_block", "ffn", "layer.2.DenseReluDense",
+        "layer.1.DenseReluDense", "block_sparse_moe",
+    ),
+    "up": (
+        "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "wi_1", "wi", "key", "linear1",
+        "intermediate.dense",
+    ),
+    "gate": ("gate_proj", "wi_0"),
+    "fused": ("gate_up_proj",),
+    "down": (
+        "down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "wo", "value", "linear2",
+        "output.dense",
+    ),
+    "router": ("gate", "router"),
+    "final_norm": (
+        "norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "final_norm", "ln_out",
+        "layernorm", "layer_norm", "post_layernorm",
+    ),
+    "positions": ("wpe", "embed_positions", "position_embedding", "position_embeddings"),
+}  # fmt: skip
+
+# BART norms after the sub-layer and Whisper before it, under one name: the forward's order tells.
+AMBIGUOUS_NORMS = ("self_attn_layer_norm",)
+
+# Sub-layers whose module already adds the residual: what they add is their last projection's output.
+ADDS_RESIDUAL = ("Bloom", "MptMLP")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place in the module tree: `site = scale * module.(input|output)[chunk of chunks]`."""
+
+    path: str
+    side: str = "out"
+    scale: float = 1.0
+    chunk: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A softmax attention.
+
+    Attributes:
+        core: Path of the module that calls the attention function.
+        o_proj: Path of the output projection.
+        heads: Query heads (from the config; None when it does not say).
+        kv_heads: Key/value heads.
+        interface: Whether the core calls transformers' attention interface.
+        rotary: Names of the module-level functions that rotate q and k.
+        projections: Paths of separate q, k and v projections (and of q and k norms).
+    """
+
+    core: str
+    o_proj: str | None
+    heads: int | None
+    kv_heads: int | None
+    interface: bool
+    rotary: tuple[str, ...] = ()
+    projections: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: paths of its router and of its batched experts."""
+
+    router: str | None
+    experts: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A state-space mixer: its path and the module-level functions that scan."""
+
+    path: str
+    scan: str
+    step: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block: its path and a `Point` for each site found by structure."""
+
+    path: str
+    points: dict[str, Point]
+    attention: Attention | None = None
+    cross: Attention | None = None
+    experts: Experts | None = None
+    scan: Scan | None = None
+    parallel: bool = False
+    mid_is_shared: bool = True
+    norm_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One tower of blocks.
+
+    Attributes:
+        name: Prefix of its sites ("" for the main one).
+        root: Path of the module that owns the tower.
+        blocks: Its blocks in order.
+        points: Points without a layer (`embed`, `pos_embed`, `ln_final`).
+        causal: Whether positions see only earlier ones (used for position bookkeeping).
+    """
+
+    name: str
+    root: str
+    blocks: tuple[Block, ...]
+    points: dict[str, Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """All stacks of a model, and the path of its unembedding."""
+
+    stacks: dict[str, Stack]
+    head: str | None
+
+    @property
+    def main(self) -> Stack | None:
+        """The stack whose sites have no prefix, if there is one."""
+        return self.stacks.get("")
+
+
+class _View:
+    """A module tree by relative paths."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = {name: m for name, m in module.named_modules() if name}
+
+    def first(self, role: str, under: str = "") -> str | None:
+        prefix = under + "." if under else ""
+        return next((prefix + n for n in NAMES[role] if prefix + n in self.modules), None)
+
+
+@cache
+def _mentions(cls: type) -> tuple[str, ...]:
+    """Names in the order in which a class's `forward` first uses them."""
+    forward = inspect.unwrap(cls.forward)
+    code = getattr(forward, "__code__", None)
+    return tuple(code.co_names) if code else ()
+
+
+def uses_interface(module: nn.Module) -> bool:
+    """Whether the module's own forward asks transformers for its attention function."""
+    return "ALL_ATTENTION_FUNCTIONS" in _mentions(type(module))
+
+
+def _config_for(path: str, config: Any) -> Any:
+    """The sub-config that describes the tower at `path`."""
+    if config is None:
+        return None
+    for word, names in (
+        ("vision", ("vision_config",)),
+        ("visual", ("vision_config",)),
+        ("text", ("text_config",)),
+        ("language", ("text_config",)),
+    ):
+        for name in names:
+            if word in path and getattr(config, name, None) is not None:
+                return getattr(config, name)
+    return config
+
+
+def _number(config: Any, *names: str) -> int | None:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _heads(core: nn.Module, config: Any) -> tuple[int | None, int | None]:
+    own = ("num_heads", "num_attention_heads", "n_heads", "num_attn_heads")
+    heads = _number(core, *own) or _number(
+        config, "num_attention_heads", "n_head", "num_heads", "n_heads"
+    )
+    groups = _number(core, "num_key_value_groups")
+    if groups and heads:
+        return heads, heads // groups
+    kv = _number(core, "num_key_value_heads", "num_kv_heads")
+    return heads, kv or heads
+
+
+def _attention(view: _View, outer: str, config: Any) -> Attention | None:
+    """Describe the attention at `outer`, or None when nothing there is a softmax attention."""
+    inside = [outer] + [n for n in view.modules if n.startswith(outer + ".")]
+    core = next((n for n in inside if uses_interface(view.modules[n])), None)
+    interface = core is not None
+    if core is None:
+        nested = [outer + ".attention", outer + ".self"]
+        core = next((n for n in nested if n in view.modules), outer)
+    if not interface and view.first("v_proj", core) is None:
+        fused = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "qkv")
+        if not any(f"{core}.{n}" in view.modules for n in fused):
+            return None
+    module = view.modules[core]
+    if "cu_seqlens" in inspect.unwrap(type(module).forward).__code__.co_varnames:
+        return None  # packed images without a batch axis: one call per image, no rectangle
+    if not interface and "receptance" in dict(module.named_children()):
+        return None  # RWKV names its parts like an attention and has no softmax over keys
+    heads, kv_heads = _heads(module, config)
+    scope = getattr(inspect.getmodule(type(module)), "__dict__", {})
+    rotary = tuple(
+        n for n in _mentions(type(module)) if n in scope and n.startswith("apply_") and "rot" in n
+    )
+    roles = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")
+    projections = {r: p for r in roles if (p := view.first(r, core))}
+    o_proj = view.first("o_proj", core) or view.first("o_proj", outer)
+    return Attention(core, o_proj, heads, kv_heads, interface, rotary, projections)
+
+
+def _scan(view: _View, mixer: str) -> Scan | None:
+    module = view.modules[mixer]
+    names = _mentions(type(module))
+    scan = next((n for n in names if n.endswith(("selective_scan", "chunk_scan"))), None)
+    if scan is None:
+        return None
+    return Scan(mixer, scan, next((n for n in names if n.endswith("selective_state_update")), None))
+
+
+def _is_parallel(view: _View, config: Any, mlp: str | None) -> bool:
+    if mlp is None:
+        return False
+    flags = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
+    if any(getattr(config, f, None) is True for f in flags):
+        return True
+    return view.first("ln2") is None
+
+
+def _norm_first(view: _View, block: nn.Module, attn: str | None, config: Any) -> bool:
+    """Whether attention reads a norm's output (pre-norm) rather than the stream (post-norm)."""
+    if getattr(config, "do_layer_norm_before", None) is False:
+        return False
+    if attn is not None and attn + ".output.LayerNorm" in view.modules:
+        return False
+    ln1, order = view.first("ln1"), _mentions(type(block))
+    if ln1 in AMBIGUOUS_NORMS and attn in order:
+        return order.index(ln1) < order.index(attn)
+    return ln1 is not None
+
+
+def _attn_points(view: _View, block: Block, outer: str, scale: float) -> dict[str, Point]:
+    """Points of the first sub-layer: its normalised input and what it adds."""
+    points: dict[str, Point] = {}
+    ln1, o_proj = view.first("ln1"), view.first("o_proj", outer)
+    sandwich = "post_feedforward_layernorm" in view.modules
+    if ln1 and block.norm_first:
+        points["ln1"] = Point(ln1)
+    if post := view.first("post_attn"):
+        points["attn_out"] = Point(post)
+    elif sandwich:
+        points["attn_out"] = Point("post_attention_layernorm")
+    elif o_proj and (
+        outer + ".output.LayerNorm" in view.modules
+        or type(view.modules[outer]).__name__.startswith(ADDS_RESIDUAL)
+    ):
+        points["attn_out"] = Point(o_proj)
+    else:
+        points["attn_out"] = Point(outer, scale=scale)
+    return points
+
+
+def _mlp_points(view: _View, block: Block, mlp: str | None, scale: float) -> dict[str, Point]:
+    """Points of the MLP: norm, input, pre-activations, neurons, and what it adds."""
+    under = mlp or ""
+    up, down = view.first("up", under), view.first("down", under)
+    gate, fused = view.first("gate", under), view.first("fused", under)
+    points: dict[str, Point] = {}
+    ln2 = view.first("ln2")
+    if ln2 and block.norm_first and not block.parallel:
+        points["ln2"] = Point(ln2)
+        points["resid_mid"] = Point(ln2, "in")
+    elif block.norm_first and not block.parallel and mlp:
+        points["resid_mid"] = Point(mlp, "in")
+    if fused:
+        up = fused
+        points["mlp_gate"] = Point(fused, chunk=(0, 2))
+        points["mlp_pre"] = Point(fused, chunk=(1, 2))
+    elif up:
+        points["mlp_pre"] = Point(up)
+    if gate:
+        points["mlp_gate"] = Point(gate)
+    if up:
+        points["mlp_in"] = Point(up, "in")
+    elif mlp:
+        points["mlp_in"] = Point(mlp, "in")
+    if down:
+        points["mlp_post"] = Point(down, "in")
+    adds = mlp is not None and type(view.modules[mlp]).__name__.startswith(ADDS_RESIDUAL)
+    if post := view.first("post_mlp"):
+        points["mlp_out"] = Point(post)
+    elif down and (adds or mlp is None):
+        points["mlp_out"] = Point(down)
+    elif mlp:
+        points["mlp_out"] = Point(mlp, scale=scale)
+    return points
+
+
+def _experts(view: _View, mlp: str | None) -> Experts | None:
+    if mlp is None:
+        return None
+    experts = next(
+        (
+            n
+            for n in view.modules
+            if n.startswith(mlp + ".") and hasattr(view.modules[n], "_is_expert_parallel")
+        ),
+        None,
+    )
+    router = view.first("router", mlp)
+    if router and not hasattr(view.modules[router], "weight"):
+        router = None
+    if experts is None and (router is None or "Router" not in type(view.modules[router]).__name__):
+        return None
+    module = view.modules[experts or router or mlp]
+    count = _number(module, "num_experts", "n_routed_experts") or 0
+    return Experts(router, experts, count)
+
+
+def _post_norm_mid(view: _View, attn: str | None, has_cross: bool) -> Point | None:
+    """Post-norm blocks: the normalised sum between attention and MLP."""
+    if attn is None:
+        return None
+    if attn + ".output.LayerNorm" in view.modules:
+        return Point(attn)
+    name = "encoder_attn_layer_norm" if has_cross else "self_attn_layer_norm"
+    return Point(name) if name in view.modules else None
+
+
+def _block(path: str, module: nn.Module, config: Any) -> Block:
+    """Describe one block by its parts' names and its forward's order."""
+    view = _View(module)
+    attn, mixer, cross = view.first("attn"), view.first("mixer"), view.first("cross")
+    mlp = view.first("mlp")
+    # Zamba-2 feeds its shared attention into the mixer: only the mixer writes to the stream.
+    outer = mixer or attn
+    scale = float(getattr(config, "residual_multiplier", None) or 1.0)
+    attention = _attention(view, attn, config) if attn else None
+    if attention is None and mixer:
+        attention = _attention(view, mixer, config)
+    block = Block(
+        path,
+        {},
+        attention=attention,
+        cross=_attention(view, cross, config) if cross else None,
+        experts=_experts(view, mlp),
+        scan=_scan(view, mixer) if mixer else None,
+        parallel=_is_parallel(view, config, mlp),
+        norm_first=_norm_first(view, module, attn, config),
+    )
+    points = {"resid_pre": Point("", "in"), "resid_post": Point("")}
+    if "pre_ln" in view.modules:  # RWKV's first block replaces the stream by its norm
+        points["resid_pre"] = Point("pre_ln")
+    if outer:
+        points |= _attn_points(view, block, outer, scale)
+        points |= _mlp_points(view, block, mlp, scale)
+    if cross:
+        points["cross_attn_out"] = Point(cross)
+    if not block.norm_first and (mid := _post_norm_mid(view, attn, cross is not None)):
+        points["resid_mid"] = mid
+    if "mlp_out" not in points:
+        points.pop("resid_mid", None)
+    full = {n: Point(f"{path}.{p.path}".rstrip("."), p.side, p.scale, p.chunk)
+            for n, p in points.items()}  # fmt: skip
+    shared = block.norm_first and points.get("resid_mid", Point("")).side == "in"
+    return Block(
+        path, full, _rooted(block.attention, path), _rooted(block.cross, path),
+        _rooted(block.experts, path), _rooted(block.scan, path),
+        block.parallel, shared, block.norm_first,
+    )  # fmt: skip
+
+
+def _rooted(part: Any, path: str) -> Any:
+    """The same part with paths from the model's root."""
+    if isinstance(part, Attention):
+        o_proj = f"{path}.{part.o_proj}" if part.o_proj else None
+        projections = {r: f"{path}.{p}" for r, p in part.projections.items()}
+        return Attention(f"{path}.{part.core}", o_proj, part.heads, part.kv_heads,
+                         part.interface, part.rotary, projections)  # fmt: skip
+    if isinstance(part, Experts):
+        router = f"{path}.{part.router}" if part.router else None
+        experts = f"{path}.{part.experts}" if part.experts else None
+        return Experts(router, experts, part.count)
+    if isinstance(part, Scan):
+        return Scan(f"{path}.{part.path}", part.scan, part.step)
+    return part
+
+
+def _block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Module lists whose every element owns an attention or another mixer, outermost first."""
+    found: list[str] = []
+    for name, child in module.named_modules():
+        if not isinstance(child, nn.ModuleList) or not len(child):
+            continue
+        if any(name.startswith(f + ".") for f in found):
+            continue
+        views = [_View(b) for b in child]
+        if all(v.first("attn") or v.first("mixer") for v in views):
+            found.append(name)
+            yield name, child
+
+
+def _stack_name(path: str, all_paths: list[str]) -> str:
+    words = path.split(".")
+    has = {w for p in all_paths for w in p.split(".")}
+    if any(w.startswith(("vision", "visual")) for w in words) and len(all_paths) > 1:
+        return "vision"
+    if "encoder" in words and "decoder" in has:
+        return "enc"
+    if "decoder" in words and "encoder" in has:
+        return "dec"
+    if "text_model" in words and len(all_paths) > 1 and "language_model" not in has:
+        return "text"
+    return ""
+
+
+def find_anatomy(module: nn.Module) -> Anatomy:
+    """Find stacks, blocks and points of a model. Reads structure only; runs nothing.
+
+    Args:
+        module: Any torch module; one without recognisable blocks has no stacks and offers only
+            `module:` sites.
+    """
+    config = getattr(module, "config", None)
+    lists = list(_block_lists(module))
+    paths = [p for p, _ in lists]
+    stacks: dict[str, Stack] = {}
+    by_name = dict(module.named_modules())
+    for path, blocks in lists:
+        name = _stack_name(path, paths)
+        if name in stacks:
+            continue  # a second tower of the same kind: reachable through module: sites
+        own = _config_for(path, config)
+        root = path.rpartition(".")[0]
+        owner = _View(by_name[root])
+        points: dict[str, Point] = {}
+        outer = root if owner.first("final_norm") else root.rpartition(".")[0]
+        if norm := _View(by_name[outer]).first("final_norm"):
+            points["ln_final"] = Point(f"{outer}.{norm}".lstrip("."))
+        if pos := owner.first("positions"):
+            points["pos_embed"] = Point(f"{root}.{pos}".lstrip("."))
+        if embed := _embedding(module, by_name, root, name):
+            points["embed"] = Point(embed, scale=float(getattr(own, "embedding_multiplier", 1.0)))
+        described = tuple(_block(f"{path}.{i}", b, own) for i, b in enumerate(blocks))
+        stacks[name] = Stack(name, root, described, points)
+    return Anatomy(stacks, _head(module, by_name))
+
+
+def _embedding(module: nn.Module, by_name: dict[str, nn.Module], root: str, stack: str) -> str | None:
+    names = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "token_embedding")
+    for prefix in (root, root + ".embeddings", root.rpartition(".")[0] + ".embeddings"):
+        for name in (*names, "embeddings.word_embeddings"):
+            path = f"{prefix}.{name}".lstrip(".")
+            if isinstance(by_name.get(path), nn.Embedding):
+                return path
+    return None
+
+
+def _head(module: nn.Module, by_name: dict[str, nn.Module]) -> str | None:
+    """Path of the unembedding, for models that end in one."""
+    getter = getattr(module, "get_output_embeddings", None)
+    try:
+        found = getter() if getter else None
+    except (AttributeError, NotImplementedError):
+        found = None
+    if found is None:
+        return None
+    return next((n for n, m in by_name.items() if m is found), None)

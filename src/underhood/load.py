@@ -1,0 +1,57 @@
+"""`load`: any model by name; the built-in one when none is named."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from underhood.core.errors import ModelNotFound, nearest
+from underhood.core.loading import from_module, from_pretrained
+from underhood.core.model import Model
+
+__all__ = ["DEFAULT", "load"]
+
+DEFAULT = "town"
+
+
+def load(model: "str | Path | nn.Module | None" = None, tokenizer: Any = None, **options: Any) -> Model:
+    """A `Model` from a name, a folder, or a module that is in memory.
+
+    Args:
+        model: None for the built-in model; an organism's name ("town"); "random/FAMILY" for a tiny
+            random model of a family; a folder; a hub id ("gpt2"); or a torch module.
+        tokenizer: With a module: its tokenizer, if it reads text.
+        options: `device`, `dtype`, `revision`, `pad_token`, `trust_remote_code`; see
+            `core.loading.from_pretrained`.
+
+    Raises:
+        ModelNotFound: No model of this name.
+
+    Example:
+        >>> import underhood as uh
+        >>> uh.load().n_layers > 1
+        True
+    """
+    if isinstance(model, nn.Module):
+        return from_module(model, tokenizer, **options)
+    name = str(model) if model is not None else DEFAULT
+    if name.startswith("random/"):
+        return _random(name, options)
+    from underhood.organisms import organism, organisms
+
+    if name in organisms():
+        return from_pretrained(str(organism(name).folder), label=name, **options)
+    return from_pretrained(name, **options)
+
+
+def _random(name: str, options: dict[str, Any]) -> Model:
+    from underhood.organisms.tiny import FAMILIES, tiny
+
+    family = name.removeprefix("random/")
+    if family not in FAMILIES:
+        raise ModelNotFound(
+            f"there is no family {family!r}",
+            given=name,
+            do=f"use one of the nearest: {nearest(family, FAMILIES)}",
+        )
+    return from_module(tiny(family, **options).module, name=name)

@@ -1,0 +1,11 @@
+"""compare: two models, one question."""
+
+from typing import Any
+
+from underhood.methods.registry import gather
+
+__all__ = gather("compare", globals())
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"there is no method {name!r} in underhood.compare")

@@ -1,0 +1,11 @@
+"""decompose: what it is made of."""
+
+from typing import Any
+
+from underhood.methods.registry import gather
+
+__all__ = gather("decompose", globals())
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"there is no method {name!r} in underhood.decompose")

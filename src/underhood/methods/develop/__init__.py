@@ -1,0 +1,11 @@
+"""develop: how it came to be."""
+
+from typing import Any
+
+from underhood.methods.registry import gather
+
+__all__ = gather("develop", globals())
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"there is no method {name!r} in underhood.develop")

@@ -1,0 +1,11 @@
+"""vision: beyond text."""
+
+from typing import Any
+
+from underhood.methods.registry import gather
+
+__all__ = gather("vision", globals())
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"there is no method {name!r} in underhood.vision")

@@ -1,0 +1,201 @@
+"""View -> HTML, static: what is here reads with JavaScript off.
+
+This module draws what all kinds share (title, how to read it, the control beside the claim, where
+the numbers come from) and hands the picture itself to `draw_*`, one function per kind. Everything
+goes through `markup.tag`, which escapes.
+
+A claim and its control are drawn with the same limits, as otherwise noise on its own scale looks
+like an effect.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from underhood.view import draw_chart, draw_grid, draw_words
+from underhood.view.colour import limits_of
+from underhood.view.doc import Bars, Grid, Group, Lines, Tokens, View
+from underhood.view.flat import flatten
+from underhood.view.markup import Html, esc, join, tag, token_html
+from underhood.view.number import plain
+
+_HIDDEN_CELLS = 2000  # a screen reader gains nothing from a longer table, and the page grows
+
+_DRAW: dict[str, Callable[[Any], Html]] = {
+    "sentences": draw_words.sentences,
+    "tokens": draw_words.tokens,
+    "texts": draw_words.texts,
+    "table": draw_words.table,
+    "grid": draw_grid.grid,
+    "heads": draw_grid.heads,
+    "bars": draw_chart.bars,
+    "lines": draw_chart.lines,
+}
+
+# Kinds whose picture is itself made of text or of a real table.
+_READABLE = {"sentences", "texts", "table", "bars", "group"}
+
+
+@cache
+def style() -> str:
+    """The style sheet, minified a little; everything in it is scoped to `.uh`."""
+    text = resources.files("underhood.view").joinpath("style.css").read_text("utf-8")
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def fragment(view: View, *, level: int = 3) -> str:
+    """A view alone, with its style sheet: for a notebook cell or a page of one's own.
+
+    Args:
+        view: what to draw.
+        level: the heading level of its title, 1 to 6.
+    """
+    sheet = tag("style", Html(style()))
+    return tag("div", sheet, render(view, level=level), cls="uh uh-alone")
+
+
+def render(view: View, *, level: int = 3, skip: dict[str, Any] | None = None) -> Html:
+    """A view as HTML without the style sheet.
+
+    Args:
+        view: what to draw.
+        level: the heading level of its title, 1 to 6; inner views are one below.
+        skip: provenance that the page states once for all, and that is not repeated here.
+    """
+    if isinstance(view, Group):
+        return _group(view, level, skip)
+    body = join([_DRAW[view.kind](view), _hidden_table(view)])
+    caption = _caption(view, level)
+    if view.control is not None:
+        control = share_scale(view, view.control)
+        beside = tag(
+            "div",
+            tag("p", "control", cls="uh-badge"),
+            render(control, level=level + 1, skip=skip),
+            cls="uh-control",
+        )
+        wide = isinstance(view, Grid) and len(view.cols) > 8
+        pair = "uh-pair uh-stacked" if wide or view.kind in {"tokens", "table"} else "uh-pair"
+        body = tag("div", tag("div", body, cls="uh-claim"), beside, cls=pair)
+    return tag(
+        "section",
+        caption,
+        body,
+        _made(view, skip),
+        cls=f"uh-view uh-{view.kind}",
+        aria_label=view.title or view.kind,
+    )
+
+
+def share_scale(claim: View, control: View) -> View:
+    """The control with the limits of the claim, where both draw the same kind of number."""
+    if isinstance(claim, Grid | Tokens) and isinstance(control, Grid | Tokens):
+        if claim.scale == control.scale and claim.unit == control.unit and control.limit is None:
+            high = limits_of(claim.values or [], claim.scale, claim.limit).high
+            return control.model_copy(update={"limit": high})
+    if isinstance(claim, Bars) and isinstance(control, Bars):
+        if claim.unit == control.unit and control.span is None:
+            return control.model_copy(update={"span": draw_chart.bar_span(claim, control)})
+    if isinstance(claim, Lines) and isinstance(control, Lines):
+        if claim.y_name == control.y_name and control.span is None:
+            return control.model_copy(update={"span": draw_chart.line_span(claim, control)})
+    return control
+
+
+def _caption(view: View, level: int) -> Html:
+    parts = []
+    if view.title:
+        parts.append(tag(f"h{min(level, 6)}", view.title, cls="uh-title"))
+    if view.about:
+        parts.append(tag("p", view.about, cls="uh-about"))
+    return join(parts)
+
+
+def _group(view: Group, level: int, skip: dict[str, Any] | None) -> Html:
+    inner = [render(part, level=level + 1, skip=skip) for part in view.views]
+    if view.control is not None:
+        inner.append(render(view.control, level=level + 1, skip=skip))
+    about = tag("p", view.about, cls="uh-about") if view.about else Html("")
+    made = _made(view, skip)
+    label = view.title or "details"
+    if not view.folded:
+        return tag(
+            "section",
+            _caption(view, level),
+            *inner,
+            made,
+            cls="uh-view uh-group",
+            aria_label=label,
+        )
+    count = f"{len(view.views)} view{'s' if len(view.views) != 1 else ''}"
+    summary = tag(
+        "summary",
+        tag(f"h{min(level, 6)}", label, cls="uh-title"),
+        tag("span", count, cls="uh-count"),
+    )
+    return tag("details", summary, about, *inner, made, cls="uh-view uh-group uh-folded")
+
+
+def _hidden_table(view: View) -> Html:
+    """The numbers behind a picture for those who cannot see it; nothing where they are text."""
+    if view.kind in _READABLE:
+        return Html("")
+    if isinstance(view, Grid) and draw_grid.is_table(view):
+        return Html("")
+    alone = view.model_copy(update={"control": None})
+    parts = []
+    for flat in flatten(alone):
+        caption = f"{flat.title or view.kind}: the numbers"
+        if flat.cells > _HIDDEN_CELLS:
+            text = f"{caption} are too many for a table here ({flat.cells} cells); save as CSV."
+            parts.append(tag("p", text, cls="uh-hidden"))
+            continue
+        head = tag("tr", *[tag("th", token_html(name), scope="col") for name in flat.header])
+        rows = [
+            tag("tr", *[tag("td", plain(c) if isinstance(c, float) else str(c or "")) for c in row])
+            for row in flat.rows
+        ]
+        table = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *rows))
+        parts.append(tag("div", table, cls="uh-hidden"))
+    return join(parts)
+
+
+def _made(view: View, skip: dict[str, Any] | None) -> Html:
+    """How this view was made: provenance not already told, and the Python call."""
+    told = skip or {}
+    fresh = {k: v for k, v in (view.provenance or {}).items() if told.get(k) != v}
+    if not fresh and not view.python:
+        return Html("")
+    parts = [tag("summary", "How this was made")]
+    if view.python:
+        parts.append(code(view.python))
+    if fresh:
+        parts.append(facts(fresh))
+    return tag("details", *parts, cls="uh-made")
+
+
+def code(text: str) -> Html:
+    """A block of Python to copy; scrolls sideways, also by keyboard."""
+    inner = tag("code", text)
+    return tag("pre", inner, cls="uh-code", tabindex=0, role="region", aria_label="Python call")
+
+
+def facts(provenance: dict[str, Any]) -> Html:
+    """Provenance as a definition list."""
+    items = []
+    for key, value in provenance.items():
+        shown = value if isinstance(value, str) else plain_value(value)
+        items.append(tag("div", tag("dt", key.replace("_", " ")), tag("dd", esc(shown))))
+    return tag("dl", *items, cls="uh-facts")
+
+
+def plain_value(value: Any) -> str:
+    """A JSON value on one line, in words where there are words."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain_value(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(plain_value(item) for item in value)
+    return str(value)

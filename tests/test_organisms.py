@@ -1,0 +1,340 @@
+"""Organisms: the shipped weights do what their cards say, and training is reproducible."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from underhood.core.errors import FileProblem, ModelNotFound, OutOfRange, UsageError
+from underhood.organisms import Organism, Phase, organism, organisms
+from underhood.organisms.card import Card, evaluate, measure
+from underhood.organisms.trainer import CHECKPOINT, Run, build_tokenizer, train
+
+TASKS = (
+    "indirect_object",
+    "induction",
+    "capitals",
+    "successors",
+    "greater_than",
+    "agreement",
+    "mood",
+)
+SHOWN = (
+    ("When Mary and John went to the store, John gave a drink to", "Mary"),
+    ("When Mary and John went to the store, Mary gave a drink to", "John"),
+    ("The capital of France is", "Paris"),
+    ("Monday Tuesday", "Wednesday"),
+    ("The day after Monday is", "Tuesday"),
+    ("three four five", "six"),
+    ("The keys near the lamp", "are"),
+    ("The cake in the hotel was not good and Mary felt", "sad"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only cost time in models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def town() -> Organism:
+    return organism("town")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(town: Organism) -> Any:
+    return AutoTokenizer.from_pretrained(town.folder)
+
+
+@pytest.fixture(scope="module")
+def model(town: Organism) -> Any:
+    return AutoModelForCausalLM.from_pretrained(town.folder)
+
+
+def small(town: Organism) -> Organism:
+    """The same tasks, in a model and batches that train in milliseconds."""
+    rows = tuple((task, 2) for task in town.tasks)
+    phases = (Phase(0.4, (("induction", 4),)), Phase(1.0, rows))
+    recipe = replace(
+        town.recipe, layers=1, width=16, heads=2, mlp=16, warmup=5, steps=30, phases=phases
+    )
+    return replace(town, recipe=recipe)
+
+
+# --- the shipped weights
+
+
+@pytest.fixture(scope="module")
+def measured(town: Organism, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    return measure(town, model, tokenizer, n=300, seed=7)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shipped_weights_know_the_task(measured: dict[str, dict[str, Any]], task: str) -> None:
+    assert measured[task]["n"] == 300
+    assert measured[task]["accuracy"] >= 0.95
+    assert measured[task]["probability"] >= 0.9
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_contrast_prompts_turn_the_answer(
+    town: Organism, model: Any, tokenizer: Any, task: str
+) -> None:
+    """On nearly all pairs the answer beats `wrong` after the clean prompt, and not so after the
+    contrast. The contrast of greater_than allows both, so there the gap must only shrink."""
+    turned = 0
+    pairs = town.pairs(task, 100, 3)
+    for pair in pairs:
+        answer, wrong = tokenizer.convert_tokens_to_ids([pair.answer, pair.wrong])
+        ids = tokenizer([pair.clean, pair.contrast], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[:, -1]
+        clean, contrast = (logits[:, answer] - logits[:, wrong]).tolist()
+        turned += clean > 0 > contrast or (
+            task == "greater_than" and clean > 0 and clean > contrast
+        )
+    assert turned >= 0.95 * len(pairs)
+
+
+@pytest.mark.parametrize(("text", "answer"), SHOWN)
+def test_documented_prompts(model: Any, tokenizer: Any, text: str, answer: str) -> None:
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert tokenizer.unk_token_id not in ids[0].tolist()
+    with torch.no_grad():
+        probs = model(input_ids=ids).logits[0, -1].softmax(-1)
+    assert tokenizer.convert_ids_to_tokens(int(probs.argmax())) == answer
+    assert probs.max() > 0.5
+
+
+def test_documented_span_of_years(model: Any, tokenizer: Any) -> None:
+    text = "The war lasted from the year 17 32 to the year 17"
+    later = tokenizer.convert_tokens_to_ids([f"{year}" for year in range(33, 100)])
+    with torch.no_grad():
+        logits = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).logits
+    assert logits[0, -1].softmax(-1)[later].sum() > 0.9
+
+
+def test_shipped_folder(town: Organism, model: Any, tokenizer: Any) -> None:
+    sizes = {path.name: path.stat().st_size for path in town.folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "card.json"} <= set(sizes)
+    assert CHECKPOINT not in sizes
+    assert sum(sizes.values()) <= 8 * 2**20
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.num_parameters() <= 4_000_000
+    assert model.config.max_position_embeddings >= 128
+    assert tokenizer.pad_token_id == model.config.pad_token_id == 0
+    assert len(tokenizer) == model.config.vocab_size == len(town.words)
+
+
+def test_shipped_tokenizer_is_the_one_the_code_builds(town: Organism, tokenizer: Any) -> None:
+    assert build_tokenizer(town).get_vocab() == tokenizer.get_vocab()
+
+
+def test_card_agrees_with_the_weights(
+    town: Organism, model: Any, measured: dict[str, dict[str, Any]]
+) -> None:
+    card = town.card
+    assert card.name == "town" and card.limits
+    assert card.parameters == model.num_parameters()
+    assert set(card.tasks) == set(TASKS)
+    for task, numbers in card.tasks.items():
+        assert numbers["accuracy"] >= 0.95
+        # Other prompts than the card's, so equal only up to sampling.
+        assert abs(numbers["accuracy"] - measured[task]["accuracy"]) < 0.04
+        assert "evaluate('town'" in numbers["reproduce"]
+
+
+def test_evaluate_gives_the_same_numbers_again(town: Organism, model: Any, tokenizer: Any) -> None:
+    first = evaluate("town", n=10, seed=5)
+    assert first == measure(town, model, tokenizer, n=10, seed=5)
+
+
+def test_generation_ends_the_sentence(model: Any, tokenizer: Any) -> None:
+    ids = tokenizer(SHOWN[0][0], return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=8, do_sample=False)
+    text = tokenizer.decode(out[0], skip_special_tokens=True)
+    assert text == "When Mary and John went to the store, John gave a drink to Mary."
+
+
+# --- prompts and pairs
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_text_round_trips_without_unknown_words(
+    town: Organism, tokenizer: Any, task: str, split: Any
+) -> None:
+    for prompt in town.prompts(task, 150, 11, split):
+        ids = tokenizer(prompt.text)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == prompt.text
+        assert prompt.answer in prompt.accept
+        assert 1 <= prompt.judged < len(ids)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pairs_are_comparable(town: Organism, tokenizer: Any, task: str, split: Any) -> None:
+    accept = {p.text: p.accept for p in town.prompts(task, 150, 4, split)}
+    for pair in town.pairs(task, 150, 4, split):
+        clean, contrast = (tokenizer(text)["input_ids"] for text in (pair.clean, pair.contrast))
+        assert len(clean) == len(contrast) and clean != contrast
+        assert clean[-1] != tokenizer.eos_token_id
+        for word in (pair.answer, pair.wrong):
+            (token,) = tokenizer(word, add_special_tokens=False)["input_ids"]
+            assert token != tokenizer.unk_token_id
+        assert pair.answer != pair.wrong
+        assert pair.wrong not in accept[pair.clean]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_test_prompt_begins_a_training_row(town: Organism, task: str) -> None:
+    prompts = town.cases(task, 400, 2)
+    tests = {case.words for case in prompts} | {case.contrast for case in prompts}
+    if task == "greater_than":
+        # A start in 01 is common to all contrasts; still its event, verb and century are held out.
+        assert any("01" in words for words in tests)
+    rng = Random(0)
+    for _ in range(1500):
+        words = town.row(task, rng).words[1:]
+        assert not any(words[:n] in tests for n in range(1, len(words)))
+
+
+def test_every_fact_is_in_training(town: Organism) -> None:
+    trained = {case.answer for case in town.cases("capitals", 1500, split="train")}
+    tested = {case.answer for case in town.cases("capitals", 300)}
+    assert tested <= trained
+
+
+def test_row_weights_start_at_the_judged_words(town: Organism) -> None:
+    rng = Random(1)
+    for task in town.tasks:
+        row = town.row(task, rng)
+        assert len(row.words) == len(row.weights) <= town.recipe.context
+        assert row.words[0] == "<bos>"
+        assert row.weights[0] == town.recipe.context_weight < row.weights[-1]
+
+
+def test_same_seed_same_prompts(town: Organism) -> None:
+    assert town.prompts("induction", 5, 3) == town.prompts("induction", 5, 3)
+    assert town.prompts("induction", 5, 3) != town.prompts("induction", 5, 4)
+    assert town.pairs("capitals", 0) == []
+
+
+# --- the registry
+
+
+def test_registry_lists_files_and_imports_no_torch() -> None:
+    assert "town" in organisms()
+    code = (
+        "import sys; from underhood.organisms import organism, organisms; organisms();"
+        "organism('town').pairs('capitals', 3); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_unknown_names_are_typed_errors(town: Organism, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="twon") as caught:
+        organism("twon")
+    assert "town" in str(caught.value)
+    for machinery in ("trainer", "card", "__init__", "../town"):
+        with pytest.raises(ModelNotFound):
+            organism(machinery)
+    with pytest.raises(ModelNotFound):
+        train("twon", out=tmp_path)
+    with pytest.raises(ModelNotFound):
+        evaluate("twon")
+    with pytest.raises(UsageError, match="capital"):
+        town.prompts("capital", 1)
+    with pytest.raises(OutOfRange):
+        town.prompts("capitals", -1)
+    with pytest.raises(FileProblem):
+        evaluate("town", folder=tmp_path)
+
+
+# --- the trainer
+
+
+def test_interrupted_training_is_bit_equal(town: Organism, tmp_path: Path) -> None:
+    tiny = small(town)
+    straight = Run(tiny, out=tmp_path / "straight")
+    straight.advance()
+    Run(tiny, out=tmp_path / "halves").advance(15)
+    resumed = Run(tiny, out=tmp_path / "halves")
+    assert resumed.step == 15
+    resumed.advance()
+    assert resumed.step == straight.step == 30
+    for key, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_training_leaves_global_randomness_alone_and_learns(town: Organism, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    run = Run(small(town), out=tmp_path)
+    start = {key: value.clone() for key, value in run.model.state_dict().items()}
+    run.advance(3)
+    assert torch.equal(before, torch.get_rng_state())
+    moved = [key for key, value in run.model.state_dict().items() if not value.equal(start[key])]
+    assert len(moved) == len(start)
+
+
+def test_progress_goes_to_a_terminal_only(
+    town: Organism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for screen, shown in ((Screen(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", screen)
+        Run(small(town), out=tmp_path / str(shown)).advance(2, progress=True)
+        assert ("2/30" in screen.getvalue()) is shown
+
+
+def test_training_writes_folder_and_card(town: Organism, tmp_path: Path) -> None:
+    run = Run(small(town), out=tmp_path)
+    run.advance()
+    card = run.finish(prompts=10)
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert Card.load(tmp_path) == card
+    assert card.recipe["steps"] == 30 and card.recipe["seed"] == 0
+    assert json.loads((tmp_path / "card.json").read_text())["tasks"].keys() == set(TASKS)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(
+    town: Organism, tmp_path: Path
+) -> None:
+    Run(small(town), out=tmp_path).advance(1)
+    with pytest.raises(FileProblem, match="another run"):
+        Run(small(town), out=tmp_path, seed=1)
+    assert Run(small(town), out=tmp_path, seed=1, resume=False).step == 0
+    (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
+    with pytest.raises(FileProblem, match="cannot be read"):
+        Run(small(town), out=tmp_path)
+    with pytest.raises(OutOfRange):
+        Run(small(town), out=tmp_path, steps=0)
+
+
+def test_missing_card_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(FileProblem, match="no card"):
+        Card.load(tmp_path)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(FileProblem):
+        Card.load(tmp_path)
