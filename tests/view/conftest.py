@@ -63,20 +63,8 @@ def _pattern(rng: np.random.Generator, kind: str, n: int) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def make_samples() -> dict[str, View]:
-    """A view per kind and notable variant, by name."""
-    rng = np.random.default_rng(0)
-    n = len(PROMPT)
-    lens = 1 / (1 + np.exp(-(np.arange(12)[:, None] - 9 + rng.normal(0, 1.2, (12, n)))))
-    words = rng.choice([" Mary", " John", " the", " a", "\n", " store", ",", " him"], (12, n))
-    names = ["9.9", "9.6", "10.0", "8.10", "7.9", "MLP 11", "MLP 9", "10.7", "11.10", "the rest"]
-    parts = np.array([2.61, 1.93, 1.12, 0.61, 0.32, 0.19, -0.08, -1.44, -1.76, 0.05])
-    steps = np.arange(0, 26)
-    curve = 1 - np.exp(-steps / 5)
-    chance = steps / 60
-    long_rows = rng.normal(0, 1, (48, 300)).cumsum(axis=1) / 9
-    long_rows[5, 40] = 30
-    long_rows[:, 280:] = np.nan
+def _says(rng: np.random.Generator) -> dict[str, View]:
+    """What the model says, and then."""
     continuation = [" Mary", ".", " She", " thanked", " him", " and", " they", " left", ".", "\n"]
     return {
         "sentences": sentences(
@@ -96,6 +84,32 @@ def make_samples() -> dict[str, View]:
             title="Next token",
             about="Probabilities after the last token; greedy decoding takes the first.",
         ),
+        "texts": texts(
+            [
+                {
+                    "label": "unchanged",
+                    "tokens": continuation,
+                    "values": [0.68, 0.9, 0.2, 0.05, 0.6, 0.3, 0.2, 0.1, 0.8, 0.4],
+                },
+                {
+                    "label": "three heads removed",
+                    "note": "z.9.9, z.9.6, z.10.0 set to zero",
+                    "tokens": [" John", ",", " who", " was", " thirsty", "."],
+                    "values": [0.31, 0.4, 0.2, 0.5, 0.02, 0.7],
+                },
+                {"label": "no values", "tokens": [" A", " control", " prompt", "."]},
+            ],
+            title="What the model says then",
+        ),
+    }
+
+
+def _forms(rng: np.random.Generator) -> dict[str, View]:
+    """Where the answer forms."""
+    n = len(PROMPT)
+    lens = 1 / (1 + np.exp(-(np.arange(12)[:, None] - 9 + rng.normal(0, 1.2, (12, n)))))
+    words = rng.choice([" Mary", " John", " the", " a", "\n", " store", ",", " him"], (12, n))
+    return {
         "tokens": tokens(
             PROMPT,
             [
@@ -132,6 +146,15 @@ def make_samples() -> dict[str, View]:
             about="The top token if the model stopped there, and its probability. "
             "Early layers are read with the last layer's norm and can mislead.",
         ),
+    }
+
+
+def _causes(rng: np.random.Generator) -> dict[str, View]:
+    """Grids: claim and control, small and large."""
+    long_rows = rng.normal(0, 1, (48, 300)).cumsum(axis=1) / 9
+    long_rows[5, 40] = 30
+    long_rows[:, 280:] = np.nan
+    return {
         "grid": grid(
             _effects(rng),
             rows=LAYERS,
@@ -183,6 +206,17 @@ def make_samples() -> dict[str, View]:
             marks=[(5, 40)],
             title="A long prompt",
         ),
+    }
+
+
+def _parts(rng: np.random.Generator) -> dict[str, View]:
+    """Parts, roles and the circuit."""
+    names = ["9.9", "9.6", "10.0", "8.10", "7.9", "MLP 11", "MLP 9", "10.7", "11.10", "the rest"]
+    parts = np.array([2.61, 1.93, 1.12, 0.61, 0.32, 0.19, -0.08, -1.44, -1.76, 0.05])
+    steps = np.arange(0, 26)
+    curve = 1 - np.exp(-steps / 5)
+    chance = steps / 60
+    return {
         "bars": bars(
             names,
             parts,
@@ -193,16 +227,6 @@ def make_samples() -> dict[str, View]:
             baseline_name="95 % of random directions",
             title="Who writes the answer",
             about="Direct contribution of each part; the parts sum to the logit difference.",
-        ),
-        "heads": heads(
-            PROMPT,
-            {
-                "9.9": _pattern(rng, "name", n),
-                "4.11": _pattern(rng, "previous", n),
-                "0.1": _pattern(rng, "none", n),
-            },
-            notes={"9.9": "name mover, score 0.61", "4.11": "previous-token head, score 0.97"},
-            title="What the important heads look at",
         ),
         "lines": lines(
             steps,
@@ -228,22 +252,22 @@ def make_samples() -> dict[str, View]:
             ],
             title="Roles",
         ),
-        "texts": texts(
-            [
-                {
-                    "label": "unchanged",
-                    "tokens": continuation,
-                    "values": [0.68, 0.9, 0.2, 0.05, 0.6, 0.3, 0.2, 0.1, 0.8, 0.4],
-                },
-                {
-                    "label": "three heads removed",
-                    "note": "z.9.9, z.9.6, z.10.0 set to zero",
-                    "tokens": [" John", ",", " who", " was", " thirsty", "."],
-                    "values": [0.31, 0.4, 0.2, 0.5, 0.02, 0.7],
-                },
-                {"label": "no values", "tokens": [" A", " control", " prompt", "."]},
-            ],
-            title="What the model says then",
+    }
+
+
+def _looks(rng: np.random.Generator) -> dict[str, View]:
+    """Attention and what is odd."""
+    n = len(PROMPT)
+    return {
+        "heads": heads(
+            PROMPT,
+            {
+                "9.9": _pattern(rng, "name", n),
+                "4.11": _pattern(rng, "previous", n),
+                "0.1": _pattern(rng, "none", n),
+            },
+            notes={"9.9": "name mover, score 0.61", "4.11": "previous-token head, score 0.97"},
+            title="What the important heads look at",
         ),
         "group": group(
             [
@@ -254,6 +278,13 @@ def make_samples() -> dict[str, View]:
             folded=True,
         ),
     }
+
+
+def make_samples() -> dict[str, View]:
+    """A view per kind and notable variant, by name."""
+    rng = np.random.default_rng(0)
+    makers = (_says, _forms, _causes, _parts, _looks)
+    return {name: view for make in makers for name, view in make(rng).items()}
 
 
 def make_page(samples: dict[str, View]) -> str:

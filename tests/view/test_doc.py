@@ -53,6 +53,8 @@ def some_list(draw: st.DrawFn) -> View:
 ANY = st.one_of(some_grid(), some_list())
 
 
+# beartype picks the items it checks at random, which hypothesis takes for ours.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @given(ANY, ANY, st.booleans())
 def test_round_trip(claim: View, control: View, folded: bool) -> None:
     view = group(

@@ -126,7 +126,17 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block: its path and a `Point` for each site found by structure."""
+    """One block.
+
+    Attributes:
+        path: Where it is.
+        points: A `Point` for each site found by structure.
+        attention, cross, experts, scan: Its parts that need more than a point.
+        parallel: Attention and MLP read the same input.
+        mid_is_shared: `resid_mid` is an input that the skip connection does not pass through.
+        norm_first: Sub-layers read a norm's output (pre-norm).
+        post_norms: For post-norm blocks, `(site that is added, norm of the sum)` in order.
+    """
 
     path: str
     points: dict[str, Point]
@@ -137,6 +147,7 @@ class Block:
     parallel: bool = False
     mid_is_shared: bool = True
     norm_first: bool = True
+    post_norms: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +427,18 @@ def _block(path: str, module: nn.Module, config: Any) -> Block:
         path, full, _rooted(block.attention, path), _rooted(block.cross, path),
         _rooted(block.experts, path), _rooted(block.scan, path),
         block.parallel, shared, block.norm_first,
+        () if block.norm_first else _post_norms(view, path),
     )  # fmt: skip
+
+
+def _post_norms(view: _View, path: str) -> tuple[tuple[str, str], ...]:
+    """The sums that a post-norm block normalises, in order."""
+    rows = (
+        ("attn_out", "attention.output.LayerNorm"), ("attn_out", "self_attn_layer_norm"),
+        ("cross_attn_out", "encoder_attn_layer_norm"), ("mlp_out", "output.LayerNorm"),
+        ("mlp_out", "final_layer_norm"),
+    )  # fmt: skip
+    return tuple((site, f"{path}.{norm}") for site, norm in rows if norm in view.modules)
 
 
 def _rooted(part: Any, path: str) -> Any:

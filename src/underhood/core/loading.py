@@ -6,6 +6,8 @@ weights, code of the model's own that nobody allowed.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +121,25 @@ def _load_module(name: str, options: dict[str, Any]) -> nn.Module:
             name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
         )
         cls = _class_for(config, transformers)
-        return cls.from_pretrained(name, **options)
+        with _quiet(transformers):
+            return cls.from_pretrained(name, **options)
     except UsageError:
         raise
     except (OSError, ValueError) as error:
         raise _explained(name, error) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bar for weights that are on disk; the user's setting is put back."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _class_for(config: Any, transformers: Any) -> Any:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from underhood.core.anatomy import find_anatomy
 from underhood.core.edit import Edit, Fired, Plan, as_plan, check_width
-from underhood.core.errors import NotFinite, NotOffered, OutOfRange, PlanError, UsageError
+from underhood.core.errors import (
+    NotFinite,
+    NotOffered,
+    OutOfRange,
+    PaddingError,
+    PlanError,
+    UsageError,
+)
 from underhood.core.offers import Sites
 from underhood.core.provenance import describe, fingerprint
 from underhood.core.run import Generation, Run
@@ -29,6 +36,9 @@ from underhood.core.tokenizer import Text
 from underhood.core.tokens import Frame, Tokens, Where
 
 __all__ = ["Inputs", "Model"]
+
+# Families whose recurrence does not look at the attention mask.
+READS_PADDING = ("Rwkv", "RecurrentGemma")
 
 Sited = str | Site | Sequence[str | Site]
 Inputs = str | Sequence[str] | Tensor | Tokens | Mapping[str, Any]
@@ -269,14 +279,25 @@ class Model:
             tokens = inputs
         else:
             tokens = self.tokens(inputs, padding=padding)
+        self._check_padding(tokens)
         tokens = tokens.to(self.device)
         given: dict[str, Any] = {"input_ids": tokens.ids}
         if not bool(tokens.mask.all()):
             given["attention_mask"] = tokens.mask.long()
             # Absolute positions are not derived from the mask by every family.
             if any(tokens.starts) and "position_ids" in self._forward_names:
-                given["position_ids"] = tokens.position_ids
+                given["position_ids"] = tokens.position_ids + self._first_position
         return tokens, given
+
+    def _check_padding(self, tokens: Tokens) -> None:
+        """Some recurrent families read left padding as text; that would be silently wrong."""
+        if any(tokens.starts) and type(self.module).__name__.startswith(READS_PADDING):
+            raise PaddingError(
+                "this family cannot take padding on the left",
+                given=f"{len(tokens)} prompts of lengths {tokens.lengths[:8]}",
+                why="its recurrence ignores the attention mask and would read padding as text",
+                do="run prompts of one length together, or one by one",
+            )
 
     def _mapping(self, inputs: Mapping[str, Any]) -> tuple[Tokens | None, dict[str, Any]]:
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -284,11 +305,21 @@ class Model:
         ids = next((given[n] for n in names if n in given), None)
         mask = given.get("decoder_attention_mask" if self.main == "dec" else "attention_mask")
         tokens = self.text.of_ids(ids, mask) if ids is not None else None
+        if tokens is not None:
+            self._check_padding(tokens)
         starts = tokens is not None and any(tokens.starts)
         if starts and tokens is not None and "position_ids" not in given:
             if "position_ids" in self._forward_names and self.main == "":
-                given["position_ids"] = tokens.position_ids
+                given["position_ids"] = tokens.position_ids + self._first_position
         return tokens, given
+
+    @cached_property
+    def _first_position(self) -> int:
+        """Number of the first position: RoBERTa starts after its padding index."""
+        for name, module in self.module.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                return 0 if module.padding_idx is None else module.padding_idx + 1
+        return 0
 
     @cached_property
     def _forward_names(self) -> frozenset[str]:
@@ -428,6 +459,13 @@ class Model:
             )
         tokens, _ = self.batch(prompts, padding="left")
         assert tokens is not None
+        if len(tokens) > 1 and type(self.module).__name__.startswith("Rwkv"):
+            raise NotOffered(
+                "this family generates one prompt at a time",
+                given=f"{len(tokens)} prompts",
+                why="its cached step mixes rows in transformers",
+                do="generate in a loop",
+            )
         plan = self.plan(edits, lengths=tokens.lengths, generating=True)
         reads = self.reads(record, at=at)
         columns = tokens.ids.shape[1]

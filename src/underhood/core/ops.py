@@ -9,7 +9,7 @@ look at it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -45,10 +45,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Op:
-    """Base of all ops. `name` is the word used in plan files."""
+    """Base of all ops. `name` is the word used in plan files.
+
+    `per_row` names the tensor fields that may hold one entry per row of the batch.
+    """
 
     name: ClassVar[str] = ""
     only_on: ClassVar[tuple[str, ...]] = ()
+    per_row: ClassVar[tuple[str, ...]] = ()
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
         """The activation after the op, same shape as `h`; `h` itself is left alone."""
@@ -57,6 +61,20 @@ class Op:
     def bind(self, site: Site) -> "Op":
         """The same op made concrete for a site (recordings are looked up here)."""
         return self
+
+    def of_rows(self, rows: Int[Tensor, " n"], batch: int, ndim: int) -> "Op":
+        """The same op for some rows of a batch, when it is applied to those rows alone.
+
+        Fields that hold one entry per row of the whole batch are cut; others stay.
+
+        Args:
+            rows: Row numbers in the whole batch.
+            batch: Rows of the whole batch.
+            ndim: Axes of the activation.
+        """
+        held = {name: getattr(self, name) for name in self.per_row}
+        cut = {k: v for k, v in held.items() if v.ndim == ndim and v.shape[0] == batch > 1}
+        return replace(self, **{k: v[rows.to(v.device)] for k, v in cut.items()}) if cut else self
 
     @property
     def width(self) -> int | None:
@@ -106,6 +124,7 @@ class Set(Op):
     """Put a constant there: one value for all positions."""
 
     name = "set"
+    per_row = ("value",)
     value: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
@@ -136,10 +155,12 @@ class Patch(Op):
     """Put there what another run had at the same position of the same row.
 
     Attributes:
-        values: `[rows or 1, pos, ...]`, counted in each row's own positions.
+        values: `[rows or 1, pos, ...]`, counted in each row's own positions. Rows are those of the
+            batch, or those that the edit's `where.rows` names.
     """
 
     name = "patch"
+    per_row = ("values",)
     values: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
@@ -197,6 +218,7 @@ class Add(Op):
     """Add a vector (steering). The edit's unit says what a strength of 1 means."""
 
     name = "add"
+    per_row = ("vector",)
     vector: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
@@ -239,6 +261,7 @@ class SwapSubspace(Op):
     """Replace the part of `h` that lies in a subspace by another run's part (DAS, interchange)."""
 
     name = "swap_subspace"
+    per_row = ("values",)
     basis: Float[Tensor, "k d"]
     values: Tensor
 

@@ -132,6 +132,7 @@ class Text:
 
     def token_text(self, token: int) -> str:
         """The text of one token; the id in angle brackets where there is no tokenizer."""
+        token = int(token)
         if self.tokenizer is None:
             return f"<{token}>"
         raw = self.tokenizer.convert_ids_to_tokens(token)

@@ -80,6 +80,9 @@ class Frame:
         mask: True on real tokens of this pass, or None when all are.
         ids: Token ids of this pass, if it was given ids.
         lengths: Prompt tokens per row, or None when all rows fill the prompt columns.
+        cached: Whether the pass continues a cache.
+        seen: Columns of this pass that an earlier pass of the same generation already covered
+            (generation without a cache runs everything again).
     """
 
     batch: int
@@ -91,6 +94,7 @@ class Frame:
     ids: Int[Tensor, "batch pos"] | None = None
     lengths: Int[Tensor, " batch"] | None = None
     cached: bool = False
+    seen: int = 0
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def positions(self, device: torch.device) -> Int[Tensor, "batch pos"]:

@@ -282,7 +282,11 @@ def _image(
 def _image_text(
     module: nn.Module, batch: int, length: int, generator: torch.Generator
 ) -> dict[str, Any]:
-    return _text(module, batch, length, generator) | _image(module, batch, length, generator)
+    text = _text(module, batch, length, generator)
+    # CLIP reads its text at the largest id; at the first position attention would have no say.
+    config: Any = module.config
+    text["input_ids"][:, -1] = config.text_config.vocab_size - 1
+    return text | _image(module, batch, length, generator)
 
 
 def _vlm(module: nn.Module, batch: int, length: int, generator: torch.Generator) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Example:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import numpy as np
 from pydantic import ValidationError
@@ -81,12 +81,16 @@ def _make(kind: type[_V], common: Common, **fields: Any) -> _V:
         ) from None
 
 
-def _matrix(values: Numbers) -> list[list[float | None]]:
+def _matrix(values: Numbers) -> list[Any]:
     nested = clean(values)
     if any(not isinstance(row, list) for row in nested):
         shape = getattr(values, "shape", f"{len(nested)} numbers")
         raise UsageError("a matrix was expected", given=shape, do="pass values [rows, cols]")
     return nested
+
+
+def _ends(span: tuple[SupportsFloat, SupportsFloat] | None) -> tuple[float, float] | None:
+    return None if span is None else (float(span[0]), float(span[1]))
 
 
 def sentences(items: Iterable[str], **common: Unpack[Common]) -> Sentences:
@@ -100,7 +104,7 @@ def tokens(
     *,
     unit: str = "",
     scale: Scale = "diverging",
-    limit: float | None = None,
+    limit: SupportsFloat | None = None,
     **common: Unpack[Common],
 ) -> Tokens:
     """A strip of tokens, coloured by one value each.
@@ -120,7 +124,7 @@ def tokens(
         values=None if values is None else clean(values),
         unit=unit,
         scale=scale,
-        limit=limit,
+        limit=None if limit is None else float(limit),
     )
 
 
@@ -133,7 +137,7 @@ def grid(
     col_name: str = "",
     text: Sequence[Sequence[str]] | None = None,
     scale: Scale = "diverging",
-    limit: float | None = None,
+    limit: SupportsFloat | None = None,
     unit: str = "",
     marks: Iterable[tuple[int, int]] = (),
     **common: Unpack[Common],
@@ -167,7 +171,7 @@ def grid(
         col_name=col_name,
         cell_text=None if text is None else [[str(cell) for cell in line] for line in text],
         scale=scale,
-        limit=limit,
+        limit=None if limit is None else float(limit),
         unit=unit,
         marks=[(int(r), int(c)) for r, c in marks],
     )
@@ -179,11 +183,11 @@ def bars(
     *,
     unit: str = "",
     signed: bool = True,
-    total: float | None = None,
+    total: SupportsFloat | None = None,
     total_label: str = "sum",
     baseline: Numbers | None = None,
     baseline_name: str = "random baseline",
-    span: tuple[float, float] | None = None,
+    span: tuple[SupportsFloat, SupportsFloat] | None = None,
     **common: Unpack[Common],
 ) -> Bars:
     """Signed bars, in the order given.
@@ -214,7 +218,7 @@ def bars(
         total_label=total_label if total is not None else "",
         baseline=pairs,
         baseline_name=baseline_name,
-        span=span,
+        span=_ends(span),
     )
 
 
@@ -261,7 +265,7 @@ def lines(
     x_name: str = "",
     y_name: str = "",
     bands: Mapping[str, tuple[Numbers, Numbers]] | None = None,
-    span: tuple[float, float] | None = None,
+    span: tuple[SupportsFloat, SupportsFloat] | None = None,
     **common: Unpack[Common],
 ) -> Lines:
     """Curves over common, equally spaced x labels.
@@ -289,7 +293,9 @@ def lines(
             )
     else:
         listed = list(series)
-    return _make(Lines, common, x=list(x), series=listed, x_name=x_name, y_name=y_name, span=span)
+    return _make(
+        Lines, common, x=list(x), series=listed, x_name=x_name, y_name=y_name, span=_ends(span)
+    )
 
 
 def table(columns: Iterable[Any], rows: Iterable[Sequence[Any]], **common: Unpack[Common]) -> Table:

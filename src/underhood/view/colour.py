@@ -67,7 +67,7 @@ def palette(scale: Scale) -> np.ndarray:
     return table
 
 
-def limits_of(values: Any, scale: Scale, limit: float | None = None) -> Limits:
+def limits_of(values: Any, scale: Scale, limit: float | int | None = None) -> Limits:
     """The limits for these values.
 
     Args:
@@ -109,7 +109,7 @@ def hex_of(index: int, scale: Scale) -> str:
     return "#" + bytes(palette(scale)[index]).hex()
 
 
-def cell_colour(value: float, limits: Limits) -> str:
+def cell_colour(value: float | int, limits: Limits) -> str:
     """`#rrggbb` of one finite value."""
     return hex_of(int(indices(value, limits)), limits.scale)
 

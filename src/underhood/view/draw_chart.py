@@ -11,20 +11,11 @@ from underhood.view.doc import Bars, Lines, Series
 from underhood.view.legend import none_swatch, swatch_row
 from underhood.view.markup import Html, join, tag, token_html, visible
 from underhood.view.number import decimals_for, show
+from underhood.view.rescale import bar_span, line_span
 
 _SHOWN_BARS = 40
 _INKS = 6  # series colours before dashes repeat with another marker
 _DASHES = ("", "7 4", "2 4", "10 4 2 4", "4 3", "1 3")
-
-
-def bar_span(*views: Bars) -> tuple[float, float]:
-    """The ends of an axis that holds every bar and baseline of the views, and zero."""
-    numbers = [0.0]
-    for view in views:
-        numbers += [v for v in view.values if v is not None]
-        numbers += [v for pair in view.baseline or [] for v in pair if v is not None]
-    low, high = min(numbers), max(numbers)
-    return (low, high) if high > low else (0.0, 1.0)
 
 
 def bars(view: Bars) -> Html:
@@ -103,20 +94,6 @@ def _bars_legend(view: Bars, low: float, high: float) -> Html:
 
 def _share(value: float, low: float, high: float) -> float:
     return 100 * min(max((value - low) / (high - low), 0.0), 1.0)
-
-
-def line_span(*views: Lines) -> tuple[float, float]:
-    """The ends of a y axis that holds every line and band of the views."""
-    numbers = [
-        v
-        for view in views
-        for line in view.series
-        for values in (line.values, line.low or [], line.high or [])
-        for v in values
-        if v is not None
-    ]
-    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def lines(view: Lines) -> Html:
@@ -213,12 +190,13 @@ def _x_ticks(labels: Sequence[str]) -> list[Html]:
     longest = max((len(visible(label)) for label in labels), default=1)
     most = min(max(80 // (longest + 2), 2), 25)
     step = -(-n // most) if n else 1
+    crowded = (n // step) * (longest + 2) > 44  # characters that a telephone has room for
     return [
         tag(
             "span",
             token_html(labels[i]),
             style=f"left:{_x(i, n):.2f}%",
-            cls="uh-odd" if k % 2 else None,
+            cls="uh-odd" if crowded and k % 2 else None,
         )
         for k, i in enumerate(range(0, n, step))
     ]
@@ -237,13 +215,13 @@ def _series_legend(view: Lines) -> Html:
     return swatch_row(*parts)
 
 
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def nice_ticks(low: float | int, high: float | int, most: int = 6) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, at most about `most` of them."""
     rough = (high - low) / max(most - 1, 1)
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [round(float(i * step), 12) for i in range(first, last + 1)]
 
 
 def _step_decimals(ticks: Iterable[float]) -> int:

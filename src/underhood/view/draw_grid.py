@@ -18,6 +18,7 @@ from underhood.view.number import decimals_for, show
 
 _TABLE_CELLS = 600
 _TABLE_COLS = 40
+_ROOMY_COLS = 20  # beyond this many, cells are drawn narrower
 _LABELS = 26  # at most so many labels along one side of a picture
 _HEAD_LABELS = 24  # longer patterns are drawn without a label per token
 
@@ -38,11 +39,14 @@ def grid(view: Grid) -> Html:
 
 
 def _marks_text(view: Grid) -> str:
-    names = [
-        f"{view.row_name} {visible(view.rows[r])}, {view.col_name} {visible(view.cols[c])}".strip()
-        for r, c in view.marks
-    ]
+    names = [_place(view, r, c) for r, c in view.marks]
     return "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _place(view: Grid, r: int, c: int) -> str:
+    """One cell in words: `layer 3, token ·Mary`."""
+    row = f"{view.row_name} {visible(view.rows[r])}".lstrip()
+    return f"{row}, " + f"{view.col_name} {visible(view.cols[c])}".lstrip()
 
 
 def _table(view: Grid, limits: Limits) -> Html:
@@ -60,8 +64,11 @@ def _table(view: Grid, limits: Limits) -> Html:
             _cell(view, r, c, limits, decimals, (r, c) in marks) for c in range(len(view.cols))
         ]
         body.append(tag("tr", tag("th", token_html(label), scope="row"), *cells))
-    kind = "uh-cells" + (" uh-upright" if upright else "") + (" uh-worded" * bool(view.cell_text))
-    table = tag("table", tag("thead", tag("tr", corner, *head)), tag("tbody", *body), cls=kind)
+    kinds = ["uh-cells", *["uh-upright"] * upright, *["uh-worded"] * bool(view.cell_text)]
+    kinds += ["uh-dense"] * (len(view.cols) > _ROOMY_COLS)
+    table = tag(
+        "table", tag("thead", tag("tr", corner, *head)), tag("tbody", *body), cls=" ".join(kinds)
+    )
     name = view.title or "grid"
     return tag("div", table, cls="uh-scroll", tabindex=0, role="region", aria_label=name)
 
@@ -76,9 +83,9 @@ def _cell(view: Grid, r: int, c: int, limits: Limits, decimals: int, marked: boo
     value = view.values[r][c]
     text = show(value, decimals, signed=view.scale == "diverging")
     words = visible(view.cell_text[r][c]) if view.cell_text else ""
-    where = f"{view.row_name} {visible(view.rows[r])}, {view.col_name} {visible(view.cols[c])}"
+    where = _place(view, r, c)
     shown = "no value" if value is None else f"{text} {view.unit}".rstrip()
-    title = f"{where.strip()}: {shown}" + (f" ({words})" if words else "")
+    title = f"{where}: {shown}" + (f" ({words})" if words else "")
     kinds = ["uh-none"] * (value is None) + ["uh-marked"] * marked
     style = None
     if value is not None:
@@ -105,7 +112,7 @@ def _picture(view: Grid, limits: Limits) -> Html:
             cls="uh-spot",
             style=f"left:{_pct(c, cols)};top:{_pct(r, rows)};"
             f"width:{_pct(1, cols)};height:{_pct(1, rows)}",
-            title=f"{visible(view.rows[r])}, {visible(view.cols[c])}",
+            title=_place(view, r, c),
         )
         for r, c in view.marks
     ]
@@ -157,7 +164,7 @@ def _side(labels: Sequence[str], most: int, edge: str) -> list[Html]:
     ]
 
 
-def _pct(part: float, whole: float) -> str:
+def _pct(part: float | int, whole: int) -> str:
     return f"{100 * part / whole:.3f}%"
 
 

@@ -3,9 +3,6 @@
 This module draws what all kinds share (title, how to read it, the control beside the claim, where
 the numbers come from) and hands the picture itself to `draw_*`, one function per kind. Everything
 goes through `markup.tag`, which escapes.
-
-A claim and its control are drawn with the same limits, as otherwise noise on its own scale looks
-like an effect.
 """
 
 from collections.abc import Callable
@@ -14,11 +11,11 @@ from importlib import resources
 from typing import Any
 
 from underhood.view import draw_chart, draw_grid, draw_words
-from underhood.view.colour import limits_of
-from underhood.view.doc import Bars, Grid, Group, Lines, Tokens, View
+from underhood.view.doc import Grid, Group, View
 from underhood.view.flat import flatten
 from underhood.view.markup import Html, esc, join, tag, token_html
 from underhood.view.number import plain
+from underhood.view.rescale import rescaled, share_scale
 
 _HIDDEN_CELLS = 2000  # a screen reader gains nothing from a longer table, and the page grows
 
@@ -65,19 +62,17 @@ def render(view: View, *, level: int = 3, skip: dict[str, Any] | None = None) ->
     """
     if isinstance(view, Group):
         return _group(view, level, skip)
-    body = join([_DRAW[view.kind](view), _hidden_table(view)])
+    shown, control = view, view.control
+    if control is not None:
+        shown, control = share_scale(view, control)
+    body = join([_DRAW[view.kind](rescaled(shown)), _hidden_table(view)])
     caption = _caption(view, level)
-    if view.control is not None:
-        control = share_scale(view, view.control)
-        beside = tag(
-            "div",
-            tag("p", "control", cls="uh-badge"),
-            render(control, level=level + 1, skip=skip),
-            cls="uh-control",
-        )
+    if control is not None:
         wide = isinstance(view, Grid) and len(view.cols) > 8
         pair = "uh-pair uh-stacked" if wide or view.kind in {"tokens", "table"} else "uh-pair"
-        body = tag("div", tag("div", body, cls="uh-claim"), beside, cls=pair)
+        body = tag(
+            "div", tag("div", body, cls="uh-claim"), _control(control, level, skip), cls=pair
+        )
     return tag(
         "section",
         caption,
@@ -88,19 +83,9 @@ def render(view: View, *, level: int = 3, skip: dict[str, Any] | None = None) ->
     )
 
 
-def share_scale(claim: View, control: View) -> View:
-    """The control with the limits of the claim, where both draw the same kind of number."""
-    if isinstance(claim, Grid | Tokens) and isinstance(control, Grid | Tokens):
-        if claim.scale == control.scale and claim.unit == control.unit and control.limit is None:
-            high = limits_of(claim.values or [], claim.scale, claim.limit).high
-            return control.model_copy(update={"limit": high})
-    if isinstance(claim, Bars) and isinstance(control, Bars):
-        if claim.unit == control.unit and control.span is None:
-            return control.model_copy(update={"span": draw_chart.bar_span(claim, control)})
-    if isinstance(claim, Lines) and isinstance(control, Lines):
-        if claim.y_name == control.y_name and control.span is None:
-            return control.model_copy(update={"span": draw_chart.line_span(claim, control)})
-    return control
+def _control(control: View, level: int, skip: dict[str, Any] | None) -> Html:
+    badge = tag("p", "control", cls="uh-badge")
+    return tag("div", badge, render(control, level=level + 1, skip=skip), cls="uh-control")
 
 
 def _caption(view: View, level: int) -> Html:
@@ -115,7 +100,7 @@ def _caption(view: View, level: int) -> Html:
 def _group(view: Group, level: int, skip: dict[str, Any] | None) -> Html:
     inner = [render(part, level=level + 1, skip=skip) for part in view.views]
     if view.control is not None:
-        inner.append(render(view.control, level=level + 1, skip=skip))
+        inner.append(_control(view.control, level, skip))
     about = tag("p", view.about, cls="uh-about") if view.about else Html("")
     made = _made(view, skip)
     label = view.title or "details"
@@ -186,7 +171,9 @@ def facts(provenance: dict[str, Any]) -> Html:
     items = []
     for key, value in provenance.items():
         shown = value if isinstance(value, str) else plain_value(value)
-        items.append(tag("div", tag("dt", key.replace("_", " ")), tag("dd", esc(shown))))
+        long = "uh-long" if len(shown) > 60 else None
+        pair = (tag("dt", key.replace("_", " ")), tag("dd", esc(shown)))
+        items.append(tag("div", *pair, cls=long))
     return tag("dl", *items, cls="uh-facts")
 
 

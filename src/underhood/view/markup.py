@@ -35,7 +35,7 @@ def join(parts: Iterable[str], glue: str = "") -> Html:
     return Html(glue.join(esc(part) for part in parts))
 
 
-def tag(element: str, /, *children: str, **attrs: str | float | bool | None) -> Html:
+def tag(element: str, /, *children: str, **attrs: str | float | int | bool | None) -> Html:
     """One element.
 
     Args:

@@ -23,13 +23,12 @@ from underhood.view.doc import (
     Tokens,
     View,
 )
-from underhood.view.draw_chart import bar_span
 from underhood.view.draw_grid import strongest
 from underhood.view.draw_words import cell_text, column_decimals
 from underhood.view.flat import Cell, flatten
-from underhood.view.html import share_scale
 from underhood.view.markup import visible
 from underhood.view.number import decimals_for, plain, show
+from underhood.view.rescale import bar_span, rescaled, share_scale
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,6 +52,10 @@ def to_text(view: View) -> "RenderableType":
         parts.append(Text(visible_line(view.title), style="bold"))
     if view.about:
         parts.append(Text(visible_line(view.about), style="dim"))
+    control = view.control
+    if control is not None:
+        view, control = share_scale(view, control)
+    view = rescaled(view)
     match view:
         case Sentences():
             parts += [Text(visible_line(item)) for item in view.items]
@@ -76,8 +79,8 @@ def to_text(view: View) -> "RenderableType":
         case Group():
             for inner in view.views:
                 parts += [Text(""), to_text(inner)]
-    if view.control is not None:
-        parts += [Text("control", style="italic dim"), to_text(share_scale(view, view.control))]
+    if control is not None:
+        parts += [Text("control", style="italic dim"), to_text(control)]
     return Stack(*parts)
 
 

@@ -492,8 +492,8 @@ def _hook_heads(
         return replace_first(output, change(old))
 
     handle = (
-        module.register_forward_pre_hook(before)
+        module.register_forward_pre_hook(before, prepend=True)
         if side == "in"
-        else module.register_forward_hook(after)
+        else module.register_forward_hook(after, prepend=True)
     )
     stack.callback(handle.remove)

@@ -48,29 +48,32 @@ def replace_first(value: Any, new: Tensor) -> Any:
 
 def install(session: Session, stack: ExitStack) -> None:
     """Hook every requested site that is a module's input or output."""
-    carried: list[tuple[Site, Point, Block]] = []
-    for site in sorted(session.sites):
+    # Hooks are put before those that are there already, so that whoever else listens (transformers'
+    # own output capture, the user) sees edited values; hence the last one installed runs first, and
+    # `resid_mid` is installed first: `mlp_out` must be seen before its change is carried over.
+    for site in sorted(session.sites, key=lambda s: s.name != "resid_mid"):
         if site.path:
             _hook_path(session, stack, site)
         elif site.name == "logits":
             _hook_logits(session, stack, site)
+        elif site.name in ("head_out", "cross_head_out"):
+            _hook_head_out(session, stack, site)
         else:
-            tower = session.anatomy.stacks.get(site.stack)
-            if tower is None:
-                continue
-            point, block = _point(tower, site)
-            if point is None:
-                continue
-            carry = block is not None and site.name == "resid_mid" and block.mid_is_shared
-            if carry and block is not None and session.writes(site):
-                carried.append((site, point, block))
-            else:
-                _hook_point(session, stack, site, point)
-    for site, block in _head_outs(session):
-        _hook_head_out(session, stack, site, block)
-    # Last, so that `mlp_out` is seen before a change to the stream is put back onto it.
-    for site, point, block in carried:
+            _hook_site(session, stack, site)
+
+
+def _hook_site(session: Session, stack: ExitStack, site: Site) -> None:
+    tower = session.anatomy.stacks.get(site.stack)
+    if tower is None:
+        return
+    point, block = _point(tower, site)
+    if point is None:
+        return
+    carried = block is not None and site.name == "resid_mid" and block.mid_is_shared
+    if carried and block is not None and session.writes(site):
         _hook_carried(session, stack, site, point, block)
+    else:
+        _hook_point(session, stack, site, point)
 
 
 def _point(tower: Stack, site: Site) -> tuple[Point | None, Block | None]:
@@ -111,9 +114,9 @@ def _hook(
         return None if new is old else replace_first(output, new)
 
     if side == "in":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
     else:
-        handle = module.register_forward_hook(after)
+        handle = module.register_forward_hook(after, prepend=True)
     stack.callback(handle.remove)
 
 
@@ -169,7 +172,7 @@ def _hook_logits(session: Session, stack: ExitStack, site: Site) -> None:
             output.logits = new
         return output
 
-    handle = session.module.register_forward_hook(after)
+    handle = session.module.register_forward_hook(after, prepend=True)
     stack.callback(handle.remove)
 
 
@@ -200,15 +203,6 @@ def _hook_carried(
     _hook(session, stack, session.module.get_submodule(out.path), "out", leave)
 
 
-def _head_outs(session: Session) -> list[tuple[Site, Block]]:
-    found = []
-    for site in sorted(session.sites):
-        tower = session.anatomy.stacks.get(site.stack)
-        if site.name in ("head_out", "cross_head_out") and tower is not None and site.layer is not None:
-            found.append((site, tower.blocks[site.layer]))
-    return found
-
-
 def weight_in_out(module: nn.Module) -> Tensor:
     """A projection's weight as `[in, out]`, whatever class it has.
 
@@ -226,10 +220,13 @@ def weight_in_out(module: nn.Module) -> Tensor:
     return weight if type(module).__name__ == "Conv1D" else weight.T
 
 
-def _hook_head_out(session: Session, stack: ExitStack, site: Site, block: Block) -> None:
+def _hook_head_out(session: Session, stack: ExitStack, site: Site) -> None:
     """Split the output projection by heads; an edit changes their sum by what it changed."""
-    cross = site.name.startswith("cross_")
-    attention = block.cross if cross else block.attention
+    tower = session.anatomy.stacks.get(site.stack)
+    if tower is None or site.layer is None:
+        return
+    block = tower.blocks[site.layer]
+    attention = block.cross if site.name.startswith("cross_") else block.attention
     if attention is None or attention.o_proj is None or attention.heads is None:
         return
     heads = attention.heads
@@ -249,5 +246,5 @@ def _hook_head_out(session: Session, stack: ExitStack, site: Site, block: Block)
             return None
         return output + ((new - parts).sum(2) / scale).view_as(output)
 
-    handle = module.register_forward_hook(after)
+    handle = module.register_forward_hook(after, prepend=True)
     stack.callback(handle.remove)

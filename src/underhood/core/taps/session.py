@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from underhood.core.anatomy import Anatomy
-from underhood.core.edit import Edit, Fired, Plan
+from underhood.core.edit import Edit, Fired, Plan, replace_edit
 from underhood.core.errors import EditNeverFired, ShapeMismatch, SiteNeverFired, UsageError
 from underhood.core.ops import Moment
 from underhood.core.site import Site
@@ -82,17 +82,18 @@ class Session:
         self.prompt = prompt
         self.frames: dict[str, Frame] = {}
         self.passes = 0
-        self._edits: dict[Site, list[tuple[int, Edit]]] = defaultdict(list)
+        self._edits: dict[Site, list[_Placed]] = defaultdict(list)
         self._reads: dict[Site, list[Read]] = defaultdict(list)
         self._gates: dict[Site, Tensor] = {}
         self._lagged: dict[Site, Tensor] = {}
         self._moved: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._kept: dict[Read, list[Tensor]] = {r: [] for r in reads}
         self._seen: dict[int, int] = {}
+        self._covered = 0
         self._stack = ExitStack()
         self._token: Token[Session | None] | None = None
         for index, edit in enumerate(plan):
-            self._edits[edit.site.whole].append((index, edit))
+            self._edits[edit.site.whole].append(_Placed.of(index, edit))
         for read in self._kept:
             self._reads[read.site.whole].append(read)
         self._gate_sites = {e.gate.site for e in plan if e.gate is not None}
@@ -180,8 +181,7 @@ class Session:
         if cache is not None:
             start = self._seen.get(id(cache), -1)
             if start < 0:
-                held = getattr(cache, "get_seq_length", None)
-                start = int(held()) if held else max(self._seen.values(), default=0)
+                start = _held(cache, max(self._seen.values(), default=0))
             self._seen = {id(cache): start + length}
         elif kwargs.get("use_cache") is not False:
             self._seen = {-1: length}
@@ -195,6 +195,8 @@ class Session:
         if self.prompt is not None and self.prompt.batch == batch:
             frame.prompt, frame.lengths = self.prompt.prompt, self.prompt.lengths
             frame.offsets = self.prompt.offsets
+            frame.seen = self._covered if not start else 0
+            self._covered = start + length
         elif start:
             previous = getattr(self, "_prompt", None)
             if previous is not None:
@@ -228,8 +230,12 @@ class Session:
         Returns:
             The same object when nothing was edited.
         """
-        for index, edit in self._edits.get(site, ()):
-            value = self._edit(index, edit, value, slots)
+        mine = False  # whether `value` is a copy that nobody else holds
+        for placed in self._edits.get(site, ()):
+            if placed.rows is None:
+                value, mine = self._edit(placed.index, placed.edit, value, slots), False
+            else:
+                value, mine = self._edit_rows(placed, value, slots, mine=mine)
         # Checkpointing runs a block again inside backward: edits must act again, recordings not.
         if torch._C._current_graph_task_id() != -1:
             return value
@@ -239,19 +245,65 @@ class Session:
             self._keep(read, value, columns, slots)
         return value
 
-    def _pos_axis(self, site: Site, value: Tensor) -> int | None:
+    def _pos_axis(self, site: Site, value: Tensor, *, rows: int | None = None) -> int | None:
+        """The axis that runs over positions; `rows` when `value` is cut from so many rows."""
         if site.path:
             known = self.frames.get("") or self.frames.get("dec")
-            fits = known is not None and value.ndim >= 2
-            return 1 if fits and value.shape[:2] == (known.batch, known.length) else None
+            shape = (value.shape[0] if rows is None else rows, *value.shape[1:2])
+            return 1 if known is not None and shape == (known.batch, known.length) else None
         return site.kind.pos_axis
 
-    def _edit(self, index: int, edit: Edit, value: Tensor, slots: Tensor | None) -> Tensor:
+    def _edit_rows(
+        self, placed: "_Placed", value: Tensor, slots: Tensor | None, *, mine: bool
+    ) -> tuple[Tensor, bool]:
+        """Apply an edit to its rows alone; the others stay bit for bit.
+
+        Many edits on different rows (a sweep) share one copy of the activation: the first makes it,
+        the others write their rows into it.
+        """
+        batch = value.shape[0]
+        known = self.frames.get(placed.edit.site.stack) or self.frames.get("dec")
+        if known is not None and known.batch != batch:
+            raise ShapeMismatch(
+                f"the rows of the batch cannot be told apart at {placed.edit.site}",
+                given=f"{batch} rows there, {known.batch} in the batch",
+                why="the module shares one row among all prompts, or flattens rows and positions",
+                do="edit all rows there, or use another site",
+            )
+        numbers = sorted({row % batch for row in placed.rows or ()})
+        rows = torch.tensor(numbers, device=value.device)
+        part = value[rows]
+        cut = slots[rows] if slots is not None else None
+        new = self._edit(placed.index, placed.edit, part, cut, whole=(rows, batch))
+        if new is part:
+            return value, mine
+        out = value if mine else value.clone()
+        return out.index_copy_(0, rows, new.to(out.dtype)), True
+
+    def _edit(
+        self,
+        index: int,
+        edit: Edit,
+        value: Tensor,
+        slots: Tensor | None,
+        *,
+        whole: tuple[Tensor, int] | None = None,
+    ) -> Tensor:
+        """Apply one edit; the same object where it acts nowhere.
+
+        Args:
+            index: Number of the edit in the plan.
+            edit: The edit, without `where.rows`.
+            value: The activation, all rows of it or some.
+            slots: Expert number of each slot, for expert sites.
+            whole: When some: their numbers, and how many rows the batch has.
+        """
         site = edit.site
-        axis = self._pos_axis(site, value)
+        axis = self._pos_axis(site, value, rows=whole[1] if whole else None)
         length = value.shape[axis] if axis is not None else 1
-        frame = self.frame_for(site.stack, value.shape[0], length)
-        chosen = self._chosen(edit, frame, value.device, axis)
+        frame = self.frame_for(site.stack, whole[1] if whole else value.shape[0], length)
+        frame = _frame_rows(frame, whole[0]) if whole else frame
+        chosen = self._chosen(edit, frame, value.device, axis, whole)
         if chosen is not None and not bool(chosen.any()):
             return value
         unit_axis = None
@@ -261,6 +313,8 @@ class Session:
             part = value.select(unit_axis, site.unit)
         where = 1 if axis is None else (axis - 1 if unit_axis is not None and unit_axis < axis else axis)
         moment = Moment(frame.positions(value.device), where, frame.offsets)
+        if whole and (op := edit.op.of_rows(*whole, part.ndim)) is not edit.op:
+            edit = replace_edit(edit, op=op)
         new = edit.changed(part, moment, frame)
         if new.shape != part.shape:
             raise ShapeMismatch(
@@ -277,29 +331,33 @@ class Session:
                 return value
         if keep is not None:
             new = torch.where(keep, new, part)
-        self._note(index, part, new, chosen, frame)
+        places = frame.batch * frame.length if chosen is None else int(chosen.sum())
+        self._note(index, part, new, keep, places)
         if unit_axis is None:
             return new
-        whole = value.clone()
-        whole.select(unit_axis, site.unit or 0).copy_(new)
-        return whole
+        full = value.clone()
+        full.select(unit_axis, site.unit or 0).copy_(new)
+        return full
 
     def _chosen(
-        self, edit: Edit, frame: Frame, device: torch.device, axis: int | None
+        self,
+        edit: Edit,
+        frame: Frame,
+        device: torch.device,
+        axis: int | None,
+        whole: tuple[Tensor, int] | None,
     ) -> Bool[Tensor, "batch pos"] | None:
         if axis is None:
-            if edit.where.rows is None:
-                return None
-            rows = torch.zeros(frame.batch, 1, dtype=torch.bool, device=device)
-            rows[list(edit.where.rows)] = True
-            return rows
+            return None
         chosen = edit.where.select(frame, device)
         if edit.gate is None:
             return chosen
-        gate = self._gate_open(edit, frame, device)
+        gate = self._gate_open(edit, frame, device, whole)
         return gate if chosen is None else chosen & gate
 
-    def _gate_open(self, edit: Edit, frame: Frame, device: torch.device) -> Tensor:
+    def _gate_open(
+        self, edit: Edit, frame: Frame, device: torch.device, whole: tuple[Tensor, int] | None
+    ) -> Tensor:
         gate = edit.gate
         assert gate is not None
         source = self._gates if gate.lag == 0 else self._lagged
@@ -311,22 +369,21 @@ class Session:
             )
         if gate.lag == 1 and (not frame.cached or frame.start == 0):
             return torch.zeros(frame.batch, frame.length, dtype=torch.bool, device=device)
-        opened = gate.open(source[gate.site])
+        reading = source[gate.site]
+        opened = gate.open(reading if whole is None else reading[whole[0].to(reading.device)])
         return opened if gate.lag == 0 else opened[:, -1:].expand(-1, frame.length)
 
     def _note(
-        self, index: int, before: Tensor, after: Tensor, chosen: Tensor | None, frame: Frame
+        self, index: int, before: Tensor, after: Tensor, keep: Tensor | None, places: int
     ) -> None:
         """Remember how much an edit moved; the sums are read only when the run ends."""
-        entry = self.fired[index]
-        entry.places += frame.batch * frame.length if chosen is None else int(chosen.sum())
+        self.fired[index].places += places
         with torch.no_grad():
             finite = torch.isfinite(before) & torch.isfinite(after)
             old = torch.where(finite, before, 0).float()
             new = torch.where(finite, after, 0).float()
             moved, size = (new - old).pow(2).sum(), old.pow(2)
-            if chosen is not None and chosen.shape[-1] == before.shape[1]:
-                size = size * _spread(chosen, before, 1)
+            size = size * keep if keep is not None else size
             self._moved[index].append((moved, size.sum()))
 
     def _keep(self, read: Read, value: Tensor, columns: Tensor | None, slots: Tensor | None) -> None:
@@ -340,7 +397,7 @@ class Session:
             axis = axis - 1 if axis is not None and unit_axis < axis else axis
         if not self.grad:
             value = value.detach()
-        if axis is not None and not read.where.everything:
+        if axis is not None:
             value = self._cut(read, value, axis, columns)
         fresh = value.to(device=read.device or value.device, dtype=read.dtype or value.dtype)
         # A copy, never an alias: models add to their residual in place.
@@ -349,17 +406,22 @@ class Session:
         self._kept[read].append(fresh)
 
     def _cut(self, read: Read, value: Tensor, axis: int, columns: Tensor | None) -> Tensor:
-        """Only the positions asked for, row by row: `[batch, chosen, ...]` on the same axis."""
-        batch = value.shape[0]
-        if columns is None:
-            frame = self.frame_for(read.site.stack, batch, value.shape[axis])
-            chosen = read.where.select(frame, value.device)
-        else:
-            known = self.frames.get(read.site.stack) or self.frame_for("", batch, value.shape[axis])
-            chosen = read.where.select(known, value.device)
-            chosen = chosen[:, columns] if chosen is not None else None
-        if chosen is None:
+        """Only the positions asked for, row by row: `[batch, chosen, ...]` on the same axis.
+
+        Positions that an earlier pass recorded are left out.
+        """
+        batch, length = value.shape[0], value.shape[axis]
+        known = self.frames.get(read.site.stack)
+        if columns is None or known is None:
+            known = self.frame_for(read.site.stack, batch, length)
+        if read.where.everything and not known.seen:
             return value
+        chosen = read.where.select(known, value.device)
+        if read.where.everything or chosen is None:
+            chosen = torch.ones(batch, known.length, dtype=torch.bool, device=value.device)
+        if known.seen:
+            chosen = chosen & (torch.arange(known.length, device=value.device) >= known.seen)
+        chosen = chosen if columns is None else chosen[:, columns]
         counts = chosen.sum(1)
         if not bool((counts == counts[0]).all()):
             raise UsageError(
@@ -426,6 +488,43 @@ class Session:
                     do="check its site, positions, phase and gate",
                 )
         return self.fired
+
+
+def _held(cache: Any, counted: int) -> int:
+    """Tokens in a cache; caches of pure state-space models do not know, so we count ourselves."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An edit of the plan: its number, itself without its rows, and its rows."""
+
+    index: int
+    edit: Edit
+    rows: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, index: int, edit: Edit) -> "_Placed":
+        where = edit.where
+        if where.rows is None:
+            return cls(index, edit, None)
+        rest = Where(where.pos, tokens=where.tokens, phase=where.phase, steps=where.steps)
+        return cls(index, replace_edit(edit, where=rest), where.rows)
+
+
+def _frame_rows(frame: Frame, rows: Tensor) -> Frame:
+    """The frame of some rows of a pass."""
+
+    def cut(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[rows.to(value.device)]
+
+    return replace(
+        frame, batch=len(rows), offsets=cut(frame.offsets), mask=cut(frame.mask),
+        ids=cut(frame.ids), lengths=cut(frame.lengths), cache={},
+    )  # fmt: skip
 
 
 def _spread(chosen: Tensor, value: Tensor, axis: int) -> Tensor:

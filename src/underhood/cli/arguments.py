@@ -1,0 +1,248 @@
+"""From the words of a command line to a method's arguments, by the types in its signature.
+
+Data: `str` is the one --prompt; `list[str]` all of them, or a file; `Pairs` the rows of --prompt,
+--vs, --answer and --wrong, or a file; a second `Model` is --other. Options: --set NAME=VALUE, read
+as the option's own type.
+"""
+
+import json
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from underhood.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from underhood.data import Pairs
+    from underhood.methods.registry import Method, Parameter
+
+__all__ = ["Given", "data_arguments", "data_flags", "read_options", "type_name"]
+
+_FLAGS = {"str": "--prompt", "prompts": "--prompt", "Pairs": "--prompt --vs", "Model": "--other"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says about the data."""
+
+    prompts: Sequence[str] = ()
+    contrasts: Sequence[str] = ()
+    answers: Sequence[str] = ()
+    wrong: Sequence[str] = ()
+    file: Path | None = None
+    other: Callable[[], Any] | None = None
+
+
+def data_arguments(method: "Method", given: Given) -> dict[str, Any]:
+    """Values for the method's data parameters.
+
+    Raises:
+        UsageError: Something needed is missing, given in vain, or not a thing of words.
+        FileProblem: The file cannot be read.
+    """
+    found: dict[str, Any] = {}
+    kinds = set()
+    for parameter in (p for p in method.parameters if not p.option):
+        kind = _kind(parameter.type)
+        kinds.add(kind)
+        value = _DATA[kind](given) if kind in _DATA else None
+        if value is not None:
+            found[parameter.name] = value
+        elif parameter.default is _required():
+            raise _missing(method, parameter, kind)
+    _refuse_idle(method, kinds, given)
+    return found
+
+
+def data_flags(parameter: "Parameter") -> str:
+    """The options that give a data parameter; empty when only Python can."""
+    return _FLAGS.get(_kind(parameter.type), "")
+
+
+def _kind(annotation: Any) -> str:
+    from underhood.core.model import Model
+    from underhood.data import Pairs
+
+    # The richest reading of a union: `str | list[str]` takes several prompts.
+    leaves = [a for a in _members(annotation) if a is not type(None)]
+    for name, cls in (("Pairs", Pairs), ("Model", Model)):
+        if cls in leaves:
+            return name
+    if any(get_origin(a) in (list, Sequence, tuple) and str in get_args(a) for a in leaves):
+        return "prompts"
+    return "str" if str in leaves else ""
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) in (types.UnionType, Union)
+    return get_args(annotation) if union else (annotation,)
+
+
+def _required() -> Any:
+    from underhood.methods.registry import REQUIRED
+
+    return REQUIRED
+
+
+def _prompts(given: Given) -> list[str] | None:
+    if given.file is not None:
+        from underhood.data import load_prompts
+
+        return [*given.prompts, *load_prompts(given.file)]
+    return list(given.prompts) or None
+
+
+def _prompt(given: Given) -> str | None:
+    prompts = _prompts(given)
+    if prompts is not None and len(prompts) > 1:
+        raise UsageError(
+            "this method reads one prompt", given=f"{len(prompts)} prompts", do="give one"
+        )
+    return prompts[0] if prompts else None
+
+
+def _pairs(given: Given) -> "Pairs | None":
+    from underhood.data import Pairs
+
+    if given.file is not None:
+        if given.prompts:
+            raise UsageError(
+                "pairs come from a file or from --prompt and --vs, not from both",
+                given=f"--data {given.file} and --prompt {given.prompts[0]!r}",
+                do="leave one of them out",
+            )
+        return Pairs.load(given.file)
+    if not given.prompts or not given.contrasts:
+        return None
+    single = len(given.prompts) == len(given.contrasts) == 1
+    if single:
+        answers, wrong = list(given.answers) or None, list(given.wrong) or None
+        return Pairs(given.prompts[0], given.contrasts[0], answers, wrong)
+    return Pairs(
+        list(given.prompts), list(given.contrasts), list(given.answers) or None,
+        list(given.wrong) or None,
+    )  # fmt: skip
+
+
+_DATA: dict[str, Callable[[Given], Any]] = {
+    "str": _prompt,
+    "prompts": _prompts,
+    "Pairs": _pairs,
+    "Model": lambda given: given.other() if given.other is not None else None,
+}
+
+
+def _missing(method: "Method", parameter: "Parameter", kind: str) -> UsageError:
+    if not kind:
+        return UsageError(
+            f"{method.name} needs {parameter.name!r}, which a command line cannot give",
+            given=type_name(parameter.type),
+            why=parameter.about or None,
+            do=f"call it from Python: uh.{method.family}.{method.name}(model, ...)",
+        )
+    do = {
+        "str": "give it: --prompt TEXT",
+        "prompts": "give them: --prompt TEXT (again and again), or --data FILE",
+        "Pairs": "give --prompt TEXT and --vs CONTRAST of as many tokens, or --data FILE",
+        "Model": "give the second model: --other NAME",
+    }[kind]
+    return UsageError(f"{method.name} needs {parameter.name!r}", why=parameter.about or None, do=do)
+
+
+def _refuse_idle(method: "Method", kinds: set[str], given: Given) -> None:
+    """Nothing that was typed may be dropped."""
+    pairs, text = "Pairs" in kinds, bool(kinds & {"Pairs", "str", "prompts"})
+    idle = {
+        "--prompt": given.prompts and not text,
+        "--data": given.file and not text,
+        "--vs": given.contrasts and not pairs,
+        "--answer": given.answers and not pairs,
+        "--wrong": given.wrong and not pairs,
+        "--other": given.other and "Model" not in kinds,
+    }
+    for flag in (name for name, is_idle in idle.items() if is_idle):
+        raise UsageError(
+            f"{method.name} has no use for {flag}",
+            given=flag,
+            do=f"leave it out; `underhood methods {method.name}` says what the method reads",
+        )
+
+
+def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` settings as the method's options.
+
+    Raises:
+        UsageError: No such option, or a value that is not of its type.
+    """
+    known = {p.name: p for p in method.parameters if p.option}
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(
+                "an option is set as NAME=VALUE", given=f"--set {setting}", do="e.g. --set seed=1"
+            )
+        if name not in known:
+            raise UsageError(
+                f"{method.name} has no option {name!r}",
+                given=f"--set {setting}",
+                do=f"nearest: {nearest(name, known)}" if known else "it has no options at all",
+            )
+        found[name] = _value(known[name], value)
+    return found
+
+
+def _value(parameter: "Parameter", text: str) -> Any:
+    """The text read as the option's type: as None, as it is, as JSON, or as a list with commas."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:
+        adapter = TypeAdapter(parameter.type)
+    except PydanticSchemaGenerationError as error:
+        raise UsageError(
+            f"the option {parameter.name!r} cannot be given on a command line",
+            given=type_name(parameter.type),
+            do="call the method from Python",
+        ) from error
+    for candidate in _candidates(parameter.type, text):
+        try:
+            return adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+    raise UsageError(
+        f"the option {parameter.name!r} cannot be {text!r}",
+        given=f"--set {parameter.name}={text}",
+        why=f"it is of type {type_name(parameter.type)}",
+        do=parameter.about or None,
+    )
+
+
+def _candidates(annotation: Any, text: str) -> list[Any]:
+    readings: list[Any] = []
+    if text.lower() in ("none", "null") and type(None) in _members(annotation):
+        readings.append(None)
+    readings.append(text)
+    try:
+        readings.append(json.loads(text))
+    except json.JSONDecodeError:
+        pass
+    readings.append([part.strip() for part in text.split(",")])
+    return readings
+
+
+def type_name(annotation: Any) -> str:
+    """A type as a person would write it."""
+    if annotation is type(None):
+        return "none"
+    if len(members := _members(annotation)) > 1:
+        return " | ".join(map(type_name, members))
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if origin := get_origin(annotation):
+        inside = ", ".join("..." if a is ... else type_name(a) for a in get_args(annotation))
+        return f"{getattr(origin, '__name__', origin)}[{inside}]"
+    return getattr(annotation, "__name__", str(annotation))

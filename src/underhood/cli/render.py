@@ -1,0 +1,142 @@
+"""Showing things: tables, documents, views, notes and refusals.
+
+Results go to stdout: drawn for a terminal, tab-separated for a pipe. Everything else goes to
+stderr. Text from models and files is never read as markup, and its control characters are written
+out, so a prompt cannot drive the terminal.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from underhood.core.errors import UnderhoodError
+    from underhood.view import View
+
+__all__ = [
+    "document", "heading", "note", "one_line", "refuse", "show_view", "stdout", "steps", "table",
+    "terminal", "working",
+]  # fmt: skip
+
+# Control characters, line separators, and marks that turn the direction of the text around them.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STATES = {"ok": "green", "failed": "bold red", "not offered": "dim"}
+"""How a row's state is coloured, wherever there is a column of states."""
+
+
+def terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()
+
+
+def stdout() -> "Console":
+    """The console for results; plain unless a person reads it, and without colour by NO_COLOR."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def one_line(value: object) -> str:
+    """A cell's text: on one line, control characters written out, nothing for None."""
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def document(value: Any) -> None:
+    """A JSON document on stdout, from text or from plain Python."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
+    typer.echo(text)
+
+
+def heading(text: str) -> None:
+    """A title: bold in a terminal, a `# ` line elsewhere."""
+    if terminal():
+        stdout().print(one_line(text), style="bold")
+    else:
+        typer.echo(f"# {one_line(text)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: bool = True) -> None:
+    """Rows under columns: aligned in a terminal, tab-separated elsewhere."""
+    if not terminal():
+        lines = [list(columns)] if header else []
+        lines += [[one_line(cell) for cell in row] for row in rows]
+        typer.echo("\n".join("\t".join(line) for line in lines))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=None, pad_edge=False, show_header=header, header_style="dim", padding=(0, 2))
+    for i, name in enumerate(columns):
+        numbers = [isinstance(row[i], int | float) for row in rows if row[i] is not None]
+        last = i == len(columns) - 1
+        # Only the last column, of prose, is folded; addresses stay whole as long as they fit.
+        out.add_column(
+            name,
+            justify="right" if numbers and all(numbers) else "left",
+            overflow="fold",
+            ratio=1 if last else None,
+        )
+    for row in rows:
+        out.add_row(*[Text(one_line(cell), style=STATES.get(str(cell), "")) for cell in row])
+    stdout().print(out)
+
+
+def show_view(view: "View") -> None:
+    """A view: its picture in characters in a terminal, its numbers elsewhere."""
+    if terminal():
+        stdout().print(view.text())
+    else:
+        from underhood.view.text import to_plain
+
+        typer.echo(to_plain(view), nl=False)
+
+
+def note(text: str, *, quiet: bool = False) -> None:
+    """One line on stderr."""
+    if not quiet:
+        _stderr().print(one_line(text), style="dim")
+
+
+@contextmanager
+def working(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """A spinner on stderr while something takes its time; nothing where no terminal is."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    with _stderr().status(f"{one_line(what)} ..."):
+        yield
+
+
+@contextmanager
+def steps(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A spinner that names the step; call what is yielded with the step's name."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    with _stderr().status(f"{one_line(what)} ...") as status:
+        yield lambda *parts: status.update(f"{one_line(' '.join(map(str, parts)))} ...")
+
+
+def refuse(error: "UnderhoodError") -> None:
+    """An error's message on stderr: what happened in red, then given, because and instead."""
+    from rich.text import Text
+
+    what, *rest = str(error).splitlines()
+    message = Text(f"{type(error).__name__}: {what}", style="bold red")
+    for line in rest:
+        message.append(f"\n{line}", style="not bold red")
+    _stderr().print(message)
