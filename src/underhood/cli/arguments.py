@@ -107,10 +107,10 @@ def _pairs(given: Given) -> "Pairs | None":
     from underhood.data import Pairs
 
     if given.file is not None:
-        if given.prompts:
+        if [*given.prompts, *given.contrasts, *given.answers, *given.wrong]:
             raise UsageError(
-                "pairs come from a file or from --prompt and --vs, not from both",
-                given=f"--data {given.file} and --prompt {given.prompts[0]!r}",
+                "pairs come from a file, or from --prompt, --vs, --answer and --wrong",
+                given=f"--data {given.file}, and more besides",
                 do="leave one of them out",
             )
         return Pairs.load(given.file)
@@ -162,11 +162,13 @@ def _refuse_idle(method: "Method", kinds: set[str], given: Given) -> None:
         "--wrong": given.wrong and not pairs,
         "--other": given.other and "Model" not in kinds,
     }
+    options = {f"--{p.name}" for p in method.parameters if p.option}
     for flag in (name for name, is_idle in idle.items() if is_idle):
+        how = f"write --set {flag[2:]}=VALUE" if flag in options else "leave it out"
         raise UsageError(
             f"{method.name} has no use for {flag}",
             given=flag,
-            do=f"leave it out; `underhood methods {method.name}` says what the method reads",
+            do=f"{how}; `underhood methods {method.name}` says what the method reads",
         )
 
 
