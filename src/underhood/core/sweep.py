@@ -13,16 +13,20 @@ What this does not do yet: resume at the edited layer, share the prefix before t
 Cells that are known to change nothing are for the caller to leave out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from underhood.core.edit import Edit, Fired, Plan, as_plan, replace_edit
 from underhood.core.errors import EditNeverFired, NotFinite, OutOfRange, ShapeMismatch, UsageError
 from underhood.core.model import Model
+from underhood.core.run import Run
+from underhood.core.taps import Session
 from underhood.core.tokens import Tokens, Where
 
 __all__ = ["Swept", "rows_per_pass", "sweep"]
@@ -42,7 +46,8 @@ class Swept:
         values: What `read` returned.
         how: How it was computed, in words.
         passes: Forward passes.
-        moved: ‖dh‖ / ‖h‖ over the places where the cell acted (with several edits, the largest).
+        moved: ‖dh‖ / ‖h‖ over the places where the cell acted (the largest, where a cell
+            holds several edits or took several passes).
     """
 
     values: Float[Tensor, "cell batch"]
@@ -91,17 +96,16 @@ def sweep(
         raise OutOfRange("a pass needs at least one row", given=size, do="batch_size=1 or more")
     batch, each = len(tokens), max(1, size // len(tokens))
     job = _Job(model, tokens, plans)
-    values, moved = [], []
+    values: list[Tensor] = []
     for first in range(0, len(plans), each):
         chosen = range(first, min(first + each, len(plans)))
         parts = [job.logits(chosen, rows) for rows in _blocks(batch, size)]
-        logits = torch.cat(parts) if len(parts) > 1 else parts[0]
-        values.append(_read(read, logits, chosen, batch))
-        moved.append(job.moved(chosen))
+        job.check_fired(chosen)
+        values.append(_read(read, torch.cat(parts), chosen, batch))
         if progress is not None:
             progress(chosen.stop, len(plans))
-    how = f"plain batching: {min(size, batch * each)} rows a pass, every layer of every row"
-    return Swept(torch.cat(values), how, job.passes, torch.cat(moved))
+    how = f"plain batching: {min(size, each * batch)} rows a pass, every layer of every row"
+    return Swept(torch.cat(values), how, job.passes, job.moved)
 
 
 def _checked(model: Model, tokens: Tokens, cells: Sequence[Edit | Plan]) -> list[Plan]:
@@ -147,28 +151,82 @@ class _Job:
     """The passes of one sweep."""
 
     def __init__(self, model: Model, tokens: Tokens, plans: list[Plan]) -> None:
-        self.model, self.plans, self.passes = model, plans, 0
-        self.tokens = Tokens(tokens.ids, tokens.mask)
-        self.fired: dict[int, list[list[Fired]]] = {}
-        starts, lengths = torch.tensor(tokens.starts), torch.tensor(tokens.lengths)
-        self.last: Int[Tensor, " batch"] = starts + lengths - 1
+        self.model, self.tokens, self.plans, self.passes = model, tokens, plans, 0
+        self.places: Counter[tuple[int, int]] = Counter()
+        self.moved = torch.zeros(len(plans))
+        # The logits themselves, and modules that may be the head, must be as they always are.
+        edits = [edit for plan in plans for edit in plan]
+        sites = [e.site for e in edits] + [e.gate.site for e in edits if e.gate is not None]
+        plain = not any(site.path or site.name == "logits" for site in sites)
+        self.tail_only = plain and "logits_to_keep" in signature(model.module.forward).parameters
 
     def logits(self, cells: range, rows: range) -> Float[Tensor, "rows vocab"]:
         """Logits at the last token of some prompts under some cells, cell by cell."""
-        block = Tokens(self.tokens.ids[rows.start : rows.stop], self.tokens.mask[rows.start : rows.stop])
-        edits, owners = [], []
+        cut = slice(rows.start, rows.stop)
+        block = Tokens(self.tokens.ids[cut], self.tokens.mask[cut])
+        edits: dict[tuple[int, int], Edit] = {}
         for index, cell in enumerate(cells):
-            for edit in self.plans[cell]:
-                mine = self._placed(edit, rows, index * len(rows))
-                if mine is not None:
-                    edits.append(mine)
-                    owners.append(cell)
-        big, last = block.repeat(len(cells)), self.last[rows.start : rows.stop].repeat(len(cells))
-        run = self.model.run(big, edits=edits)
-        self.passes += 1
-        for cell, fired in zip(owners, run.fired, strict=True):
-            self.fired.setdefault(cell, []).append([fired])
-        return run.logits[torch.arange(len(big)), last.to(run.logits.device)]
+            for number, edit in enumerate(self.plans[cell]):
+                placed = self._placed(edit, rows, index * len(rows))
+                edits |= {(cell, number): placed} if placed is not None else {}
+        output, fired = self._pass(block.repeat(len(cells)), list(edits.values()))
+        for (cell, number), entry in zip(edits, fired, strict=True):
+            self.places[cell, number] += entry.places
+            self.moved[cell] = max(float(self.moved[cell]), entry.moved)
+        finite = torch.isfinite(output).all(1)
+        if not bool(finite.all()):
+            cell = cells[int((~finite).nonzero()[0]) // len(rows)]
+            raise NotFinite(
+                "the model's output is not finite",
+                given=f"cell {cell}: {self.plans[cell]!r}",
+                do="check the edit's strength and the precision",
+            )
+        return output
 
-    def moved(self, cells: range) -> Float[Tensor, " cell"]:
-        raise NotImplementedError
+    def _placed(self, edit: Edit, rows: range, offset: int) -> Edit | None:
+        """The edit at its rows of a pass; None when it concerns none of them."""
+        batch, named = len(self.tokens), edit.where.rows
+        own = list(range(batch)) if named is None else sorted({r % batch for r in named})
+        index = [i for i, row in enumerate(own) if row in rows]
+        if not index:
+            return None
+        taken, op = torch.tensor([own[i] for i in index]), edit.op
+        if len(index) < batch:
+            site = edit.site
+            ndim = 3 if site.path else len(site.kind.axes) - (site.unit is not None)
+            op = op.of_rows(taken, batch, ndim)
+            op = op.of_rows(torch.tensor(index), len(own), ndim) if op is edit.op else op
+        spots = (taken - rows.start + offset).tolist()
+        where = edit.where
+        there = Where(
+            where.pos, rows=spots, tokens=where.tokens, phase=where.phase, steps=where.steps
+        )
+        return replace_edit(edit, op=op, where=there)
+
+    def _pass(self, tokens: Tokens, edits: list[Edit]) -> tuple[Tensor, list[Fired]]:
+        """One forward: logits at each row's last token, and what the edits did."""
+        model = self.model
+        _, given = model.batch(tokens)
+        last = torch.tensor([a + b - 1 for a, b in zip(tokens.starts, tokens.lengths, strict=True)])
+        skipped = int(last.min()) if self.tail_only else 0
+        if self.tail_only:
+            given = given | {"logits_to_keep": tokens.ids.shape[1] - skipped}
+        session = Session(model.module, model.anatomy, Plan(edits))
+        with model._evaluating(), torch.no_grad(), session:
+            output = Run(tokens, model._forward(given)).logits
+        self.passes += 1
+        last = (last - skipped).to(output.device)
+        found = output[torch.arange(len(last), device=output.device), last]
+        return found, session.close_report(must_fire=False)
+
+    def check_fired(self, cells: range) -> None:
+        """Refuse cells with an edit that acted in no pass."""
+        for cell in cells:
+            for number, edit in enumerate(self.plans[cell]):
+                if not self.places[cell, number]:
+                    raise EditNeverFired(
+                        "an edit of the sweep acted nowhere",
+                        given=f"cell {cell}: {edit!r}",
+                        why="no position of the prompts met its conditions",
+                        do="check its site, positions and gate, or leave the cell out",
+                    )
