@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from underhood.core.site import Site
     from underhood.core.tokens import Tokens, Where
     from underhood.data import Pairs
-    from underhood.explain import Explanation, explain
+    from underhood.explanation import Explanation, explain
     from underhood.fronts import hooks, run_with_cache, run_with_hooks
-    from underhood.load import load
+    from underhood.loader import load
     from underhood.methods import compare, decompose, develop, locate, read, steer, vision
     from underhood.view import Result, View
 
@@ -48,7 +48,7 @@ _WHERE = {
     **dict.fromkeys(
         ("add", "affine", "attend", "call", "clamp_feature", "mean", "patch", "project_out",
          "route", "scale", "set_to", "swap_subspace", "zero"), "core.ops"),
-    "Pairs": "data", "Explanation": "explain", "explain": "explain", "load": "load",
+    "Pairs": "data", "Explanation": "explanation", "explain": "explanation", "load": "loader",
     **dict.fromkeys(("hooks", "run_with_cache", "run_with_hooks"), "fronts"),
     **dict.fromkeys(
         ("compare", "decompose", "develop", "locate", "read", "steer", "vision"), "methods"),
@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'underhood' has no attribute {name!r}")
     module = importlib.import_module(f"underhood.{_WHERE[name]}")
     value = getattr(module, name)
-    globals()[name] = value  # also over the submodule of the same name (load, explain)
+    globals()[name] = value
     return value
 
 

@@ -42,6 +42,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     pretty_exceptions_show_locals=False,  # locals hold tensors, prompts and tokens of the hub
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

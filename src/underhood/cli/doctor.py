@@ -27,7 +27,7 @@ def doctor(json: options.Json = False, quiet: options.Quiet = False) -> None:
 
 
 def examine() -> list[tuple[str, str, str]]:
-    """(question, "ok" | "failed" | "not offered", what was found) for every question."""
+    """(question, "ok" | "failed" | "absent", what was found) for every question."""
     rows = []
     for name, ask in QUESTIONS.items():
         try:
@@ -36,7 +36,7 @@ def examine() -> list[tuple[str, str, str]]:
             first = (str(error).splitlines() or [""])[0]
             rows.append((name, "failed", f"{type(error).__name__}: {first}"))
         else:
-            rows.append((name, "not offered" if found.startswith("none") else "ok", found))
+            rows.append((name, "absent" if found.startswith("none") else "ok", found))
     return rows
 
 
@@ -84,9 +84,9 @@ def _browser() -> str:
 
 
 def _built_in() -> str:
-    from underhood.load import load
+    import underhood
 
-    model = load()
+    model = underhood.load()
     run = model.run("Mary gave a drink to")
     return f"{model!r}, {run.logits.shape[-1]} words"
 
@@ -95,11 +95,11 @@ def _self_test() -> str:
     """Record, edit and generate on a tiny random model."""
     import torch
 
+    import underhood
     from underhood.core.edit import Edit
     from underhood.core.ops import zero
-    from underhood.load import load
 
-    model = load("random/llama")
+    model = underhood.load("random/llama")
     ids = torch.tensor([[3, 4, 5, 6]])
     bare = model.run(ids, record="z.1")
     edited = model.run(ids, edits=Edit("z.1", zero()))

@@ -43,10 +43,10 @@ def explain(
     printed, and a file is written only when -o names one.
     """
     loaded = options.load_model(model, device, dtype, quiet=quiet)
-    from underhood.explain import explain as library
+    import underhood
 
     with render.steps("explaining", quiet=quiet) as progress:
-        found = library(loaded, prompt, vs, answer=answer, wrong=wrong, progress=progress)
+        found = underhood.explain(loaded, prompt, vs, answer=answer, wrong=wrong, progress=progress)
     if json:
         render.document(found.to_json())
     else:

@@ -111,6 +111,12 @@ def _edit(text: str) -> "Edit":
 
 def _fired(generation: "Generation") -> list[dict[str, Any]]:
     return [
-        {"edit": repr(f.edit).removeprefix("Edit(").removesuffix(")"), "places": f.places,
-         "moved": f.moved} for f in generation.fired
-    ]  # fmt: skip
+        {"edit": _words(report.edit), "places": report.places, "moved": report.moved}
+        for report in generation.fired
+    ]
+
+
+def _words(edit: "Edit") -> str:
+    """The edit without its brackets, and the numbers of its op."""
+    numbers = [f"{k} {v:g}" for k, v in vars(edit.op).items() if isinstance(v, float)]
+    return ", ".join([repr(edit).removeprefix("Edit(").removesuffix(")"), *numbers])

@@ -18,7 +18,7 @@ _SHOWN = ("Cost", "Source", "Misleads", "Returns", "Raises")
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show the card of this method.")
+        str | None, typer.Argument(metavar="NAME", help="Show the card of this method.")
     ] = None,
     json: options.Json = False,
 ) -> None:

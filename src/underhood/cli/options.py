@@ -38,7 +38,7 @@ ModelOption = Annotated[
 ]  # fmt: skip
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help=f"{_NAMES}. Default: the built-in one.".capitalize()),
+    typer.Argument(metavar="MODEL", help=f"{_NAMES}. Default: the built-in one.".capitalize()),
 ]
 Device = Annotated[
     str | None,
@@ -79,9 +79,9 @@ def load_model(
             options["device"] = _device(device)
         if dtype is not None:
             options["dtype"] = dtype.value
-        from underhood.load import load
+        import underhood
 
-        return load(name, **options)
+        return underhood.load(name, **options)
 
 
 def _device(name: str) -> str:

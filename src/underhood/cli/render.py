@@ -27,7 +27,7 @@ __all__ = [
 
 # Control characters, line separators, and marks that turn the direction of the text around them.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-STATES = {"ok": "green", "failed": "bold red", "not offered": "dim"}
+STATES = {"ok": "green", "failed": "bold red", "not offered": "dim", "absent": "dim"}
 """How a row's state is coloured, wherever there is a column of states."""
 
 
@@ -90,9 +90,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: b
             overflow="fold",
             ratio=1 if last else None,
         )
-    for row in rows:
-        out.add_row(*[Text(one_line(cell), style=STATES.get(str(cell), "")) for cell in row])
+    shown = zip(*[_alike([row[i] for row in rows]) for i in range(len(columns))], strict=True)
+    for row in shown:
+        out.add_row(*[Text(cell, style=STATES.get(cell, "")) for cell in row])
     stdout().print(out)
+
+
+def _alike(cells: list[object]) -> list[str]:
+    """A column's cells as text; its fractions get equally many decimals, so that they line up."""
+    floats = [abs(cell) for cell in cells if isinstance(cell, float) and cell]
+    plain = all(1e-3 <= size < 1e5 for size in floats)
+    texts = [f"{size:.4f}".rstrip("0") for size in floats]
+    decimals = max([len(text.partition(".")[2]) for text in texts], default=1)
+    shown = []
+    for cell in cells:
+        if isinstance(cell, float):
+            shown.append(f"{cell:.{max(decimals, 1)}f}" if plain else f"{cell:.1e}")
+        elif isinstance(cell, int) and not isinstance(cell, bool):
+            shown.append(f"{cell:,}")
+        else:
+            shown.append(one_line(cell))
+    return shown
 
 
 def show_view(view: "View") -> None:

@@ -8,36 +8,36 @@ the stream is a sum of what its parts wrote. So the difference between two logit
 with `u` centred where the norm is. The parts are the embedding, every head (or mixer) and every
 MLP. Families that normalise a sub-layer's output before adding it (Gemma 2, OLMo 2, GLM 4) get that
 norm's scale frozen as well. The sum is compared with the model's own difference in every call.
+
+What this does not do: indirect effects, through later layers. Those take patching.
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from underhood.core.errors import NotOffered, OutOfRange
-from underhood.core.head import NormForm, norm_form
+from underhood.core.errors import NotOffered, OutOfRange, PairError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
-from underhood.core.run import Run
-from underhood.core.site import Site
+from underhood.core.taps.modules import weight_in_out
 from underhood.core.tokens import Tokens
-from underhood.data import EncodedPairs, Pairs, logit_diff
+from underhood.data import EncodedPairs, Pairs
+from underhood.methods.read._direct_parts import Found, Layout, Place, attribute, layout_of
 from underhood.methods.read._unembedding import head_of, tolerance
 from underhood.methods.registry import method
 from underhood.view import Result, View, bars, grid, group, sentences
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray
 
 __all__ = ["direct_attribution"]
 
 _ROWS = 32  # prompts per forward; the numbers do not depend on it
 _SHOWN = 20
-_NOISE = 1e-6  # an attention without biases leaves this much beside its heads, relative
+_NOISE = 1e-6  # an attention without biases leaves less than this beside its heads, relative
 
 
 @method
@@ -64,8 +64,9 @@ def direct_attribution(
         as `embed`, `L1.H2`, `L3.MLP`): `contribution` (mean over rows), `spread` (standard
         deviation over rows), `control` (mean magnitude for pairs of random tokens); `per_row`
         over `batch` and `node`. Over `layer` and `head`: `heads`; over `layer`: `attention` (all
-        of it), `mlp`. Numbers: `total` (sum of all parts), `logit_diff` (the model's own), `gap`
-        (the largest difference between the two, relative to the largest part).
+        of it, or the mixer), `mlp`. Numbers: `total` (sum of all parts), `logit_diff` (the model's
+        own), `gap` (the largest difference between the two in any row, relative to the row's
+        largest number), `capped_logit_diff` (after the soft cap, where there is one).
 
     Raises:
         NotOffered: No unembedding; a model whose stream itself is normalised (BERT, BART); or
@@ -90,24 +91,15 @@ def direct_attribution(
         >>> bool(abs(found["total"] - found["logit_diff"]) < 1e-3)
         True
     """
-    head = head_of(model)
-    layout = _layout(model, heads=split == "heads")
+    layout = layout_of(model, head_of(model), heads=split == "heads")
     if random_pairs < 1:
         raise OutOfRange(
             "the control needs at least one random pair", given=random_pairs, do="use 20"
         )
     encoded, origin = _with_answers(model, pairs.encode(model))
-    form = head.form()
-    vocab = int(getattr(head.module, "out_features", 0)) or int(model.config.vocab_size)
-    drawn = _random_tokens(vocab, random_pairs, seed)
-    chunks = [
-        _Chunk(layout, form, encoded.answers[i : i + _ROWS], encoded.wrong[i : i + _ROWS], drawn)
-        .attribute(_part(encoded.clean, i, i + _ROWS))
-        for i in range(0, len(encoded), _ROWS)
-    ]  # fmt: skip
-    found = _joined(chunks)
-    found.check(model)
-    data = found.dataset(model.n_layers, model.n_heads, pairs)
+    found = _attributed(layout, encoded, random_pairs, seed)
+    _check_sum(found, model)
+    data = _dataset(found, model, pairs.clean)
     return Result(
         name="direct_attribution",
         data=data,
@@ -120,331 +112,208 @@ def direct_attribution(
     )  # fmt: skip
 
 
-# What is where -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What one block adds to the stream, and how its attention is taken apart.
-
-    Attributes:
-        attn, mlp: Sites of what is added, None where there is none.
-        heads: Site of the heads' outputs, None to keep attention whole.
-        norm: Path and linear form of a norm between the heads and the stream.
-        softmax: Whether `attn` is an attention (else a mixer of another kind).
-    """
-
-    attn: Site | None
-    mlp: Site | None
-    heads: Site | None
-    norm: tuple[str, NormForm] | None
-    softmax: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    model: Model
-    layers: tuple[_Layer, ...]
-
-    @property
-    def embed(self) -> Site:
-        return Site("resid_pre", 0, stack=self.model.main)
-
-    @property
-    def final(self) -> Site:
-        return Site("resid_post", self.model.n_layers - 1, stack=self.model.main)
-
-    @property
-    def sites(self) -> list[Site | str]:
-        """Everything to record at the last position."""
-        found: list[Site | str] = [self.embed, self.final]
-        for layer in self.layers:
-            found += [s for s in (layer.attn, layer.mlp, layer.heads) if s is not None]
-            found += [Site("module_in", path=layer.norm[0])] if layer.norm else []
-        return list(dict.fromkeys(found))
-
-
-def _layout(model: Model, *, heads: bool) -> _Layout:
-    """Refuse streams that are no sum; else name the parts of every layer."""
-    blocks = model.anatomy.stacks[model.main].blocks
-    if any(block.post_norms for block in blocks):
-        raise NotOffered(
-            "the stream of this model is not a sum of what its parts write",
-            given=repr(model),
-            why="each block normalises the stream itself (post-norm), so earlier parts are rescaled"
-            " again and again",
-            do="use activation patching, which needs no sum",
-        )
-    layers = []
-    for number, block in enumerate(blocks):
-        at = {n: Site(n, number, stack=model.main) for n in ("attn_out", "mlp_out", "head_out")}
-        attn, mlp, split = (s if model.offers(s) else None for s in at.values())
-        layer = _Layer(attn, mlp, split if heads else None, None, block.attention is not None)
-        layers.append(_between(model, layer))
-    return _Layout(model, tuple(layers))
-
-
-def _between(model: Model, layer: _Layer) -> _Layer:
-    """What lies between the heads and the stream: nothing, a norm, or another sub-layer."""
-    if layer.heads is None or layer.attn is None:
-        return replace(layer, heads=None)
-    block = model.anatomy.stacks[model.main].blocks[layer.attn.layer or 0]
-    path = block.points["attn_out"].path
-    if block.attention and f"{block.attention.o_proj}.".startswith(f"{path}."):
-        return layer
-    module = model.module.get_submodule(path)
-    if "norm" not in type(module).__name__.lower():
-        # Zamba 2: the attention writes into the mixer, and only the mixer into the stream.
-        return replace(layer, heads=None, softmax=False)
-    return replace(layer, norm=(path, norm_form(module, model.d_model or 0)))
-
-
-# Answers -----------------------------------------------------------------------------------------
-
-
 def _with_answers(model: Model, encoded: EncodedPairs) -> tuple[EncodedPairs, str]:
     """Missing answers filled in with what the model says; and a sentence on where they come from."""
     answers, wrong, origin = encoded.answers, encoded.wrong, "as given"
-    if answers.shape[1] == 0:
-        answers = torch.cat([r.last_logits.argmax(-1) for r in _runs(model, encoded.clean)])
-        answers = answers[:, None]
+    for name, ids in (("answers", answers), ("wrong answers", wrong)):
+        if ids.shape[1] and bool((ids < 0).all(1).any()):
+            raise PairError(
+                f"some rows have {name} and others have none",
+                given=f"{len(encoded)} rows",
+                do="give them to every row, or to none",
+            )
+    if not answers.shape[1]:
+        answers = _last_logits(model, encoded.clean).argmax(-1, keepdim=True)
         origin = "answer: the model's top token on the clean prompt"
-    if wrong.shape[1] == 0:
-        logits = torch.cat([r.last_logits for r in _runs(model, encoded.contrast)])
+    if not wrong.shape[1]:
+        logits = _last_logits(model, encoded.contrast)
         for row, own in enumerate(answers.tolist()):
             logits[row, [i for i in own if i >= 0]] = -torch.inf
-        wrong = logits.argmax(-1)[:, None]
-        origin += "; wrong: its top token on the contrast other than the answer"
-    if bool((wrong < 0).all(1).any()) or bool((answers < 0).all(1).any()):
-        raise OutOfRange(
-            "some rows have answers and others have none",
-            given=f"{len(encoded)} rows",
-            do="give every row an answer and a wrong answer, or none at all",
-        )
+        wrong = logits.argmax(-1, keepdim=True)
+        origin += "; wrong: the model's top token on the contrast, other than the answer"
     return replace(encoded, answers=answers, wrong=wrong), origin
 
 
-def _part(tokens: Tokens, start: int, stop: int) -> Tokens:
-    return Tokens(tokens.ids[start:stop], tokens.mask[start:stop], tokens.strings[start:stop])
+def _part(tokens: Tokens, start: int) -> Tokens:
+    rows = slice(start, start + _ROWS)
+    return Tokens(tokens.ids[rows], tokens.mask[rows], tokens.strings[rows])
 
 
-def _runs(model: Model, tokens: Tokens) -> list[Run]:
-    return [model.run(_part(tokens, i, i + _ROWS)) for i in range(0, len(tokens), _ROWS)]
+def _last_logits(model: Model, tokens: Tokens) -> Tensor:
+    starts = range(0, len(tokens), _ROWS)
+    return torch.cat([model.run(_part(tokens, i)).last_logits.clone() for i in starts])
+
+
+def _attributed(layout: Layout, encoded: EncodedPairs, random_pairs: int, seed: int) -> Found:
+    """All rows, some at a time."""
+    drawn = _random_tokens(weight_in_out(layout.head.module).shape[1], random_pairs, seed)
+    starts = range(0, len(encoded), _ROWS)
+    chunks = [
+        attribute(
+            layout,
+            _part(encoded.clean, i),
+            encoded.answers[i : i + _ROWS],
+            encoded.wrong[i : i + _ROWS],
+            drawn,
+        )
+        for i in starts
+    ]
+    capped = [c.capped for c in chunks if c.capped is not None]
+    found = Found(
+        chunks[0].places,
+        torch.cat([c.values for c in chunks]),
+        torch.cat([c.says for c in chunks]),
+        torch.cat(capped) if capped else None,
+    )
+    return found.without("rest", _NOISE)
 
 
 def _random_tokens(vocab: int, n: int, seed: int) -> Int[Tensor, "n 2"]:
     """Pairs of different tokens."""
     make = torch.Generator().manual_seed(seed)
     first = torch.randint(0, vocab, (n,), generator=make)
-    other = torch.randint(1, vocab, (n,), generator=make)
-    return torch.stack([first, (first + other) % vocab], 1)
+    step = torch.randint(1, vocab, (n,), generator=make)
+    return torch.stack([first, (first + step) % vocab], 1)
 
 
-# The sum -----------------------------------------------------------------------------------------
+def _check_sum(found: Found, model: Model) -> None:
+    if found.gap <= tolerance(model.dtype):
+        return
+    raise NotOffered(
+        "the parts of this model do not add up to its logit difference",
+        given=f"{model!r}: sum {float(found.mine.sum(1).mean()):+.4g} logits, model"
+        f" {float(found.says.mean()):+.4g}, largest gap {found.gap:.2g} of the largest number",
+        why="something else writes to the stream, rescales it, or stands before the logits",
+        do="use activation patching, which needs no sum; model.check() shows which sums hold",
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Contributions of all parts.
-
-    Attributes:
-        labels: One per part.
-        places: `(kind, layer, head)` per part; -1 where it has none.
-        values: `[batch, node, 1 + random]`: the answers' difference, then those of random tokens.
-        model_says: The model's own logit difference before any soft cap.
-        capped: The same after it, None without one.
-        broken: Name of the first block whose parts do not add up, if one was found.
-    """
-
-    labels: list[str]
-    places: list[tuple[str, int, int]]
-    values: Float[Tensor, "batch node pair"]
-    model_says: Float[Tensor, " batch"]
-    capped: Float[Tensor, " batch"] | None
-
-    @property
-    def mine(self) -> Float[Tensor, "batch node"]:
-        return self.values[..., 0]
-
-    @property
-    def gap(self) -> float:
-        """Largest difference between sum and model, relative to the row's largest part."""
-        size = torch.maximum(self.mine.abs().amax(1), self.model_says.abs()).clamp(min=1e-12)
-        return float(((self.mine.sum(1) - self.model_says).abs() / size).max())
-
-    def check(self, model: Model) -> None:
-        """Refuse a sum that is not the model's logit difference."""
-        if self.gap <= tolerance(model.dtype):
-            return
-        raise NotOffered(
-            "the parts of this model do not add up to its logit difference",
-            given=f"{model!r}: sum {float(self.mine.sum(1).mean()):+.4g}, model"
-            f" {float(self.model_says.mean()):+.4g} logits, relative gap {self.gap:.2g}",
-            why="something else writes to the stream, rescales it, or stands before the logits",
-            do="use activation patching, which needs no sum; model.check() shows which sum fails",
-        )
-
-    def where(self, kind: str) -> list[int]:
-        return [i for i, place in enumerate(self.places) if place[0] == kind]
-
-    def dataset(self, n_layers: int, n_heads: int, pairs: Pairs) -> "xarray.Dataset":
-        import numpy as np
-        import xarray
-
-        mine = self.mine
-        mean = mine.mean(0)
-        table = {k: np.full(n_layers, np.nan) for k in ("attention", "mlp")}
-        heads = np.full((n_layers, n_heads), np.nan)
-        for value, (kind, layer, head) in zip(mean.tolist(), self.places, strict=True):
-            if kind == "head":
-                heads[layer, head] = value
-            if kind == "mlp":
-                table["mlp"][layer] = value
-            elif layer >= 0:
-                table["attention"][layer] = np.nansum([table["attention"][layer], value])
-        variables = {
-            "contribution": ("node", mean.numpy()),
-            "spread": ("node", mine.std(0, correction=0).numpy()),
-            "control": ("node", self.values[..., 1:].abs().mean((0, 2)).numpy()),
-            "per_row": (("batch", "node"), mine.numpy()),
-            "attention": ("layer", table["attention"]),
-            "mlp": ("layer", table["mlp"]),
-            "total": float(mean.sum()),
-            "logit_diff": float(self.model_says.mean()),
-            "gap": self.gap,
-        }
-        if self.capped is not None:
-            variables["capped_logit_diff"] = float(self.capped.mean())
-        if self.where("head"):
-            variables["heads"] = (("layer", "head"), heads)
-        coords = {
-            "node": self.labels,
-            "kind": ("node", [place[0] for place in self.places]),
-            "layer": list(range(n_layers)),
-            "prompt": ("batch", list(pairs.clean)),
-        }
-        return xarray.Dataset(variables, coords=coords)
+# What is handed out ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Some rows on their way: the directions to read, and the parts to read along them."""
-
-    layout: _Layout
-    form: NormForm | None
-    answers: Int[Tensor, "batch n"]
-    wrong: Int[Tensor, "batch m"]
-    drawn: Int[Tensor, "random 2"]
-
-    def attribute(self, tokens: Tokens) -> _Found:
-        """One forward, and every part along every direction."""
-        model, head = self.layout.model, head_of(self.layout.model)
-        sites = list(self.layout.sites)
-        if head.soft_cap:
-            sites.append(Site("module", path=str(model.anatomy.head)))
-        run = model.run(tokens, record=sites, at=-1)
-        final = run[self.layout.final][:, 0].double()
-        targets, unembedding_bias = self._targets()
-        biases = {"unembedding bias": unembedding_bias}
-        u = targets
-        if self.form is not None:
-            u = self.form.centre(self.form.gain.double() * targets) / self.form.scale(final)[:, None]
-            biases["final norm bias"] = targets @ self.form.bias.double()
-        parts: dict[tuple[str, int, int], Tensor] = {("embed", -1, -1): _along(run, self.layout.embed, u)}
-        for number, layer in enumerate(self.layout.layers):
-            parts |= self._layer(run, number, layer, u)
-        labels = [_label(*place) for place in parts]
-        for name, value in biases.items():
-            if bool((value != 0).any()):
-                parts[("bias", -1, len(labels))] = value
-                labels.append(name)
-        says, capped = self._model_says(run)
-        return _Found(labels, list(parts), torch.stack(list(parts.values()), 1).cpu(), says, capped)
-
-    def _targets(self) -> tuple[Float[Tensor, "batch pair d_model"], Float[Tensor, "batch pair"]]:
-        """Directions answer minus wrong per row, then those of random tokens; and their biases."""
-        head = head_of(self.layout.model)
-        rows, biases = [], []
-        for right, wrong in zip(self.answers.tolist(), self.wrong.tolist(), strict=True):
-            ends = []
-            for ids in (right, wrong):
-                known = [i for i in ids if i >= 0]
-                ends.append((head.directions(known).mean(0), head.biases(known).mean()))
-            rows.append(ends[0][0] - ends[1][0])
-            biases.append(ends[0][1] - ends[1][1])
-        first, other = (self.drawn[:, i].tolist() for i in range(2))
-        random = head.directions(first) - head.directions(other)
-        random_bias = head.biases(first) - head.biases(other)
-        n = len(rows)
-        direction = torch.cat([torch.stack(rows)[:, None], random.expand(n, -1, -1)], 1)
-        return direction, torch.cat([torch.stack(biases)[:, None], random_bias.expand(n, -1)], 1)
-
-    def _layer(
-        self, run: Run, number: int, layer: _Layer, u: Float[Tensor, "batch pair d_model"]
-    ) -> dict[tuple[str, int, int], Tensor]:
-        """What one block writes along the directions."""
-        parts: dict[tuple[str, int, int], Tensor] = {}
-        if layer.attn is not None:
-            whole = _along(run, layer.attn, u)
-            if layer.heads is None:
-                parts["attn" if layer.softmax else "mixer", number, -1] = whole
-            else:
-                each = self._heads(run, layer, u)
-                parts |= {("head", number, h): each[:, h] for h in range(each.shape[1])}
-                parts["rest", number, -1] = whole - each.sum(1)
-        if layer.mlp is not None:
-            parts["mlp", number, -1] = _along(run, layer.mlp, u)
-        return parts
-
-    def _heads(
-        self, run: Run, layer: _Layer, u: Float[Tensor, "batch pair d_model"]
-    ) -> Float[Tensor, "batch head pair"]:
-        """What each head writes, through a norm with frozen scale where one follows."""
-        assert layer.heads is not None
-        if layer.norm is not None:
-            path, form = layer.norm
-            entering = run[Site("module_in", path=path)]
-            ends = _ends(run.tokens, entering.device)
-            entering = entering[torch.arange(len(ends)), ends].double()
-            # The norm is moved onto the direction: <linear(part), u> = <part, centre(gain u) / s>.
-            u = form.centre(form.gain.double() * u) / form.scale(entering)[:, None]
-        return torch.einsum("bhd,bpd->bhp", run[layer.heads][:, 0].double(), u)
-
-    def _model_says(self, run: Run) -> tuple[Tensor, Tensor | None]:
-        """The model's own logit difference before and, if there is one, after the soft cap."""
-        head = head_of(self.layout.model)
-        after = logit_diff(run.last_logits.double(), self.answers, self.wrong).cpu()
-        if not head.soft_cap:
-            return after, None
-        raw = run[Site("module", path=str(self.layout.model.anatomy.head))]
-        raw = raw[torch.arange(len(raw)), _ends(run.tokens, raw.device)] * head.factor
-        return logit_diff(raw.double(), self.answers, self.wrong).cpu(), after
-
-
-def _ends(tokens: Tokens | None, device: torch.device) -> Int[Tensor, " batch"]:
-    """Column of each row's last token."""
-    assert tokens is not None
-    ends = [s + n - 1 for s, n in zip(tokens.starts, tokens.lengths, strict=True)]
-    return torch.tensor(ends, device=device)
-
-
-def _along(
-    run: Run, site: Site, u: Float[Tensor, "batch pair d_model"]
-) -> Float[Tensor, "batch pair"]:
-    return torch.einsum("bd,bpd->bp", run[site][:, 0].double(), u)
-
-
-def _label(kind: str, layer: int, head: int) -> str:
+def _label(place: Place) -> str:
+    kind, layer, head = place
     if kind == "head":
         return f"L{layer}.H{head}"
     names = {"mlp": "MLP", "rest": "attn rest"}
     return f"L{layer}.{names.get(kind, kind)}" if layer >= 0 else kind
 
 
-def _joined(chunks: list[_Found]) -> _Found:
-    """All rows together, without remainders that are mere rounding."""
-    first = chunks[0]
-    values = torch.cat([c.values for c in chunks])
-    labels = list(dict.fromkeys(label for c in chunks for label in c.labels))
-    ...
-    return first
+def _dataset(found: Found, model: Model, prompts: tuple[str, ...]) -> "xarray.Dataset":
+    import numpy as np
+    import xarray
+
+    mine = found.mine
+    mean = mine.mean(0)
+    attention, mlp = (np.full(model.n_layers, np.nan) for _ in range(2))
+    heads = np.full((model.n_layers, model.n_heads), np.nan)
+    for value, (kind, layer, head) in zip(mean.tolist(), found.places, strict=True):
+        if kind == "head":
+            heads[layer, head] = value
+        if kind == "mlp":
+            mlp[layer] = value
+        elif layer >= 0:
+            attention[layer] = np.nansum([attention[layer], value])
+    variables: dict[str, Any] = {
+        "contribution": ("node", mean.numpy()),
+        "spread": ("node", mine.std(0, correction=0).numpy()),
+        "control": ("node", found.values[..., 1:].abs().mean((0, 2)).numpy()),
+        "per_row": (("batch", "node"), mine.numpy()),
+        "attention": ("layer", attention),
+        "mlp": ("layer", mlp),
+        "total": float(mean.sum()),
+        "logit_diff": float(found.says.mean()),
+        "gap": found.gap,
+    }
+    if any(kind == "head" for kind, _, _ in found.places):
+        variables["heads"] = (("layer", "head"), heads)
+    if found.capped is not None:
+        variables["capped_logit_diff"] = float(found.capped.mean())
+    coords = {
+        "node": [_label(place) for place in found.places],
+        "kind": ("node", [place[0] for place in found.places]),
+        "layer": range(model.n_layers),
+        "prompt": ("batch", list(prompts)),
+    }
+    return xarray.Dataset(variables, coords=coords)
+
+
+def _view(found: Found, data: "xarray.Dataset", origin: str) -> View:
+    return group(
+        [_sentences(data, origin), _bars(found, data), _grid(data)],
+        title="Who writes the logit difference",
+    )
+
+
+def _sentences(data: "xarray.Dataset", origin: str) -> View:
+    """The sum beside the model's own number, and the largest parts."""
+    total, says = float(data["total"]), float(data["logit_diff"])
+    items = [
+        f"The parts sum to {total:+.4f} logits; the model's own logit difference is {says:+.4f}"
+        f" (mean of {data.sizes['batch']} prompts; largest gap {float(data['gap']):.1e}, relative).",
+    ]
+    if "capped_logit_diff" in data:
+        items.append(f"After the model's soft cap it is {float(data['capped_logit_diff']):+.4f}.")
+    order = abs(data["contribution"]).argsort().values[::-1][:3]
+    largest = [
+        f"{data['node'].values[i]} {float(data['contribution'][i]):+.2f}"
+        f" (random tokens: \N{PLUS-MINUS SIGN}{float(data['control'][i]):.2f})"
+        for i in order
+    ]
+    items.append(f"Largest parts: {', '.join(largest)}.")
+    if origin != "as given":
+        items.append(f"Answers were not given. {origin[0].upper()}{origin[1:]}.")
+    return sentences(items)
+
+
+def _bars(found: Found, data: "xarray.Dataset") -> View:
+    """The largest parts by magnitude, and all the others in one bar, so that the bars add up."""
+    mean = data["contribution"].values
+    order = abs(mean).argsort()[::-1].tolist()
+    shown, others = order[:_SHOWN], order[_SHOWN:]
+    labels = [str(data["node"].values[i]) for i in shown]
+    values = [float(mean[i]) for i in shown]
+    chance = [float(data["control"].values[i]) for i in shown]
+    if others:
+        labels.append(f"{len(others)} others")
+        values.append(float(mean[others].sum()))
+        chance.append(float(found.values[:, others, 1:].sum(1).abs().mean()))
+    return bars(
+        labels,
+        values,
+        unit="logits",
+        total=float(data["total"]),
+        total_label=f"sum (the model's logit difference: {float(data['logit_diff']):+.4f})",
+        baseline=[(-c, c) for c in chance],
+        baseline_name="random tokens (mean magnitude)",
+        title="Direct contribution to the logit difference",
+        about="Positive: the part supports the answer. Direct effects only, with the norm's scale"
+        " frozen: a head that works through later layers shows nothing, and removing a part may"
+        " change more or less than its bar.",
+    )
+
+
+def _grid(data: "xarray.Dataset") -> View:
+    """Layer by head, with the MLP beside."""
+    import numpy as np
+
+    parts, cols = [], []
+    if "heads" in data:
+        parts, cols = [data["heads"].values], [f"H{h}" for h in range(data.sizes["head"])]
+        whole = np.isnan(data["heads"].values).all(1) & ~np.isnan(data["attention"].values)
+        if whole.any():  # hybrids: layers whose mixer has no heads
+            parts.append(np.where(whole, data["attention"].values, np.nan)[:, None])
+            cols.append("mixer")
+    else:
+        parts, cols = [data["attention"].values[:, None]], ["attention"]
+    if not np.isnan(data["mlp"].values).all():
+        parts, cols = [*parts, data["mlp"].values[:, None]], [*cols, "MLP"]
+    return grid(
+        np.concatenate(parts, 1),
+        rows=data["layer"].values,
+        cols=cols,
+        row_name="layer",
+        unit="logits",
+        title="By layer",
+        about="The same numbers by place; the embedding and biases are not drawn.",
+    )
