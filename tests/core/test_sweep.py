@@ -233,7 +233,7 @@ def test_row_edits_keep_gradients_and_the_model() -> None:
     assert vector.grad is not None and not vector.grad.any()
     vector.grad = None
     model.run(tokens, edits=edits, grad=True).logits[0].sum().backward()
-    assert torch.allclose(vector.grad, one, atol=1e-6)
+    assert vector.grad is not None and torch.allclose(vector.grad, one, atol=1e-6)
 
 
 def test_a_gate_reads_its_own_rows() -> None:

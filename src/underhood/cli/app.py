@@ -48,12 +48,13 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         from underhood import __version__
 
         typer.echo(f"underhood {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

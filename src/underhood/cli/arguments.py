@@ -6,11 +6,11 @@ as the option's own type.
 """
 
 import json
-import types
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from underhood.core.errors import UsageError, nearest
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Given", "data_arguments", "data_flags", "read_options", "type_name"]
 
+# `Literal["a"] | None` is of the older kind even when it is written the newer way.
+_UNIONS = (get_origin(int | None), get_origin(Literal[0] | None))
 _FLAGS = {"str": "--prompt", "prompts": "--prompt", "Pairs": "--prompt --vs", "Model": "--other"}
 
 
@@ -51,7 +53,7 @@ def data_arguments(method: "Method", given: Given) -> dict[str, Any]:
         if value is not None:
             found[parameter.name] = value
         elif parameter.default is _required():
-            raise _missing(method, parameter, kind)
+            raise _missing(method, parameter, kind, given)
     _refuse_idle(method, kinds, given)
     return found
 
@@ -76,8 +78,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    union = get_origin(annotation) in (types.UnionType, Union)
-    return get_args(annotation) if union else (annotation,)
+    return get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
 
 
 def _required() -> Any:
@@ -134,7 +135,7 @@ _DATA: dict[str, Callable[[Given], Any]] = {
 }
 
 
-def _missing(method: "Method", parameter: "Parameter", kind: str) -> UsageError:
+def _missing(method: "Method", parameter: "Parameter", kind: str, given: Given) -> UsageError:
     if not kind:
         return UsageError(
             f"{method.name} needs {parameter.name!r}, which a command line cannot give",
@@ -142,13 +143,15 @@ def _missing(method: "Method", parameter: "Parameter", kind: str) -> UsageError:
             why=parameter.about or None,
             do=f"call it from Python: uh.{method.family}.{method.name}(model, ...)",
         )
+    half = {"--prompt": given.prompts, "--vs": given.contrasts}
+    what = ", ".join(flag for flag, values in half.items() if values) or "no data"
     do = {
         "str": "give it: --prompt TEXT",
         "prompts": "give them: --prompt TEXT (again and again), or --data FILE",
         "Pairs": "give --prompt TEXT and --vs CONTRAST of as many tokens, or --data FILE",
         "Model": "give the second model: --other NAME",
     }[kind]
-    return UsageError(f"{method.name} needs {parameter.name!r}", why=parameter.about or None, do=do)
+    return UsageError(f"{method.name} needs {parameter.name!r}", given=what, do=do)
 
 
 def _refuse_idle(method: "Method", kinds: set[str], given: Given) -> None:
@@ -199,7 +202,7 @@ def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
 
 def _value(parameter: "Parameter", text: str) -> Any:
     """The text read as the option's type: as None, as it is, as JSON, or as a list with commas."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
     try:
@@ -218,9 +221,13 @@ def _value(parameter: "Parameter", text: str) -> Any:
     raise UsageError(
         f"the option {parameter.name!r} cannot be {text!r}",
         given=f"--set {parameter.name}={text}",
-        why=f"it is of type {type_name(parameter.type)}",
-        do=parameter.about or None,
+        why=f"it is of type {type_name(parameter.type)}: {parameter.about}".rstrip(": "),
+        do=None if _bare(parameter) else f"e.g. --set {parameter.name}={parameter.default}",
     )
+
+
+def _bare(parameter: "Parameter") -> bool:
+    return parameter.default is None or parameter.default is _required()
 
 
 def _candidates(annotation: Any, text: str) -> list[Any]:
@@ -228,10 +235,8 @@ def _candidates(annotation: Any, text: str) -> list[Any]:
     if text.lower() in ("none", "null") and type(None) in _members(annotation):
         readings.append(None)
     readings.append(text)
-    try:
+    with suppress(json.JSONDecodeError):
         readings.append(json.loads(text))
-    except json.JSONDecodeError:
-        pass
     readings.append([part.strip() for part in text.split(",")])
     return readings
 

@@ -70,7 +70,7 @@ def _cache() -> str:
 
     folder = constants.HF_HUB_CACHE
     models = sum(name.startswith("models--") for name in _names(folder))
-    offline = ", offline" if constants.HF_HUB_OFFLINE else ""
+    offline = " (offline)" if constants.HF_HUB_OFFLINE else ""
     return f"{models} models in {folder}{offline}"
 
 
@@ -107,7 +107,9 @@ def _self_test() -> str:
     moved = float((edited.logits - bare.logits).abs().max())
     if not moved > 0 or not bare["z.1"].isfinite().all():
         raise ArithmeticError("an edit moved nothing, or a recording is not finite")
-    return f"recorded, edited (logits moved by {moved:.2g}), generated {written.ids.shape[1]} tokens"
+    return (
+        f"recorded, edited (logits moved by {moved:.2g}), generated {written.ids.shape[1]} tokens"
+    )
 
 
 QUESTIONS: dict[str, Callable[[], str]] = {

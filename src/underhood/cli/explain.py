@@ -8,11 +8,12 @@ import typer
 from underhood.cli import options, render
 
 if TYPE_CHECKING:
-    from underhood.explain import Explanation
+    from underhood.explanation import Explanation
 
 __all__ = ["explain"]
 
 REPORT = Path("report.html")
+SUFFIXES = (".html", ".json")
 
 
 def explain(
@@ -42,10 +43,11 @@ def explain(
     Writes report.html (or the file of -o; .json for the numbers). With --json the document is
     printed, and a file is written only when -o names one.
     """
+    options.check_output(output, SUFFIXES)
     loaded = options.load_model(model, device, dtype, quiet=quiet)
     import underhood
 
-    with render.steps("explaining", quiet=quiet) as progress:
+    with render.steps(quiet=quiet) as progress:
         found = underhood.explain(loaded, prompt, vs, answer=answer, wrong=wrong, progress=progress)
     if json:
         render.document(found.to_json())
@@ -60,14 +62,11 @@ def explain(
 
 
 def _print(found: "Explanation") -> None:
-    if not render.terminal():
-        for line in found.lines():
-            typer.echo(line)
-        return
-    from rich.text import Text
-
     for line in found.lines():
-        render.stdout().print(Text(str(line)))
+        if render.terminal():
+            render.stdout().print(render.one_line(line))
+        else:
+            typer.echo(render.one_line(line))
 
 
 def _open(path: Path) -> None:

@@ -51,10 +51,10 @@ def generate(
         arms = {"unedited": loaded.generate(prompt, **call)}
         if plan is not None:
             arms["edited"] = loaded.generate(prompt, edits=plan, **call)
-    fired = _fired(arms["edited"]) if "edited" in arms else []
+    fired = _fired(arms["edited"]) if plan is not None else []
     if json:
-        texts = {name: {"text": g.text[0], "tokens": list(g.strings[0])} for name, g in arms.items()}
-        render.document({"prompt": prompt, "settings": call, **texts, "fired": fired})
+        said = {k: {"text": g.text[0], "tokens": list(g.strings[0])} for k, g in arms.items()}
+        render.document({"prompt": prompt, "settings": call, **said, "fired": fired})
         return
     render.table(("", "text"), [(name, g.text[0]) for name, g in arms.items()], header=False)
     if fired:
@@ -102,9 +102,8 @@ def _edit(text: str) -> "Edit":
         if isinstance(error, UsageError):
             raise
     raise UsageError(
-        "this is not an edit",
+        "an edit reads SITE=zero or SITE=scale:FACTOR",
         given=f"--edit {text}",
-        why="an edit reads SITE=zero or SITE=scale:FACTOR",
         do="e.g. --edit z.1.2=zero; save other ops with Plan.save and give --edits FILE",
     )
 

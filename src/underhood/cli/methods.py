@@ -30,10 +30,11 @@ def methods(
         render.document(_card(method)) if json else _show(method)
         return
     rows = [(f, n, _summary(f, n)) for f, found in names().items() for n in found]
+    columns = ("family", "name", "summary")
     if json:
-        render.document([dict(zip(("family", "name", "summary"), row, strict=True)) for row in rows])
+        render.document([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    render.table(("family", "method", "what it gives"), rows)
+    render.table(columns, rows)
     if render.terminal():
         render.note(f"{len(rows)} methods; `underhood methods NAME` shows the card of one")
 

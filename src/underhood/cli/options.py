@@ -1,5 +1,6 @@
 """Options that several commands share, and the model that they name."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from underhood.cli import render
-from underhood.core.errors import UsageError
+from underhood.core.errors import FileProblem, UsageError
 
 if TYPE_CHECKING:
     from underhood.core.model import Model
 
 __all__ = [
     "Answer", "Device", "Dtype", "Json", "ModelArgument", "ModelOption", "Output", "Precision",
-    "Quiet", "Wrong", "load_model",
+    "Quiet", "Wrong", "check_output", "load_model",
 ]  # fmt: skip
 
 _PANEL = "Model"
@@ -62,6 +63,27 @@ Wrong = Annotated[
     str | None,
     typer.Option(metavar="TOKEN", help="What it should not say (one token of its own)."),
 ]
+
+
+def check_output(path: Path | None, suffixes: Sequence[str]) -> None:
+    """Refuse a file that could not be written, before anything is computed.
+
+    Raises:
+        UsageError: Another suffix.
+        FileProblem: The folder is missing.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            "no format has this suffix",
+            given=f"--output {path}",
+            do=f"let the file's name end in one of {', '.join(suffixes)}",
+        )
+    if not path.parent.is_dir():
+        raise FileProblem(
+            f"there is no folder {path.parent}", given=f"--output {path}", do="make it first"
+        )
 
 
 def load_model(

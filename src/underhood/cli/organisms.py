@@ -5,24 +5,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from underhood.cli import options, render
 
 __all__ = ["organisms"]
 
+
+class _ListByDefault(TyperGroup):
+    """`underhood organisms` alone lists them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words, or those of the default."""
+        return super().parse_args(ctx, args or ["list"])
+
+
 organisms = typer.Typer(
-    help="The small models that come with the library: list, show, check, train.",
-    invoke_without_command=True,
+    cls=_ListByDefault,
+    help="The small models that come with the library: list (the default), show, check, train.",
 )
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="An organism.")]
-
-
-@organisms.callback()
-def _list_by_default(context: typer.Context) -> None:
-    """The small models that come with the library: list, show, check, train."""
-    if context.invoked_subcommand is None:
-        show_all()
 
 
 @organisms.command("list")
@@ -35,10 +38,10 @@ def show_all(json: options.Json = False) -> None:
     if json:
         render.document([asdict(card) for card in cards])
         return
-    rows = [
-        (card.name, card.parameters, ", ".join(f"{t} {v['accuracy']:.3f}" for t, v in card.tasks.items()))
-        for card in cards
-    ]
+    rows = []
+    for card in cards:
+        tasks = (f"{name} {found['accuracy']:.3f}" for name, found in card.tasks.items())
+        rows.append((card.name, card.parameters, ", ".join(tasks)))
     render.table(("organism", "parameters", "tasks, with accuracy on held-out prompts"), rows)
 
 
@@ -97,8 +100,10 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train an organism by its recipe and write its folder (`--model FOLDER` then loads it)."""
+    from underhood.organisms import organism
     from underhood.organisms.trainer import train as library
 
+    organism(name)  # a wrong name is refused before anything is announced
     folder = out or Path(name)
     render.note(f"training {name} into {folder}; stop with Ctrl-C, go on later", quiet=quiet)
     card = library(name, out=folder, steps=steps, seed=seed, resume=resume, progress=not quiet)

@@ -79,7 +79,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, header: b
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(box=None, pad_edge=False, show_header=header, header_style="dim", padding=(0, 2))
+    out = Table(box=None, pad_edge=False, show_header=header, header_style="dim", padding=(0, 1))
     for i, name in enumerate(columns):
         numbers = [isinstance(row[i], int | float) for row in rows if row[i] is not None]
         last = i == len(columns) - 1
@@ -104,8 +104,10 @@ def _alike(cells: list[object]) -> list[str]:
     decimals = max([len(text.partition(".")[2]) for text in texts], default=1)
     shown = []
     for cell in cells:
-        if isinstance(cell, float):
-            shown.append(f"{cell:.{max(decimals, 1)}f}" if plain else f"{cell:.1e}")
+        if isinstance(cell, float) and plain:
+            shown.append(f"{cell:.{max(decimals, 1)}f}")
+        elif isinstance(cell, float):
+            shown.append(f"{cell:.1e}" if cell else "0")
         elif isinstance(cell, int) and not isinstance(cell, bool):
             shown.append(f"{cell:,}")
         else:
@@ -140,13 +142,22 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def steps(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A spinner that names the step; call what is yielded with the step's name."""
+def steps(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr; call what is yielded with a step's name, its number and how many.
+
+    Nothing is shown where no terminal is.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda *_: None
+        yield lambda name, number, total: None
         return
-    with _stderr().status(f"{one_line(what)} ...") as status:
-        yield lambda *parts: status.update(f"{one_line(' '.join(map(str, parts)))} ...")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda name, number, total: bar.update(
+            task, description=one_line(name), completed=number, total=total
+        )
 
 
 def refuse(error: "UnderhoodError") -> None:

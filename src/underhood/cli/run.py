@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+SUFFIXES = (".json", ".html", ".csv", ".txt", ".png")
 _Many = list[str] | None
 
 
@@ -55,6 +56,7 @@ def run(
     With -o the suffix decides: .json keeps numbers and provenance, .html, .csv, .txt and .png the
     view.
     """
+    options.check_output(output, SUFFIXES)
     from underhood.cli.arguments import Given, data_arguments, read_options
     from underhood.methods.registry import find
 

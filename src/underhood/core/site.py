@@ -206,7 +206,7 @@ class Site:
     @property
     def whole(self) -> "Site":
         """The same site with all its units."""
-        return replace(self, unit=None)
+        return self if self.unit is None else replace(self, unit=None)
 
     @property
     def spreads(self) -> bool:

@@ -166,7 +166,7 @@ class Where:
     @property
     def everything(self) -> bool:
         """Whether no condition is given."""
-        return self == Where()
+        return self == _EVERYWHERE
 
     def validate(self, *, lengths: Sequence[int], generating: bool) -> None:
         """Refuse positions, rows or steps that cannot come up.
@@ -242,3 +242,6 @@ class Where:
                 )
             keep &= torch.isin(frame.ids.to(device), torch.tensor(self.tokens, device=device))
         return keep
+
+
+_EVERYWHERE = Where()

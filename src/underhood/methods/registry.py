@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -103,11 +103,12 @@ def method(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         family = function.__module__.split(".")[-2]
-        result.provenance.setdefault("method", f"{family}.{function.__name__}")
-        result.provenance.setdefault("call", _python(family, function, args, kwargs))
-        if result.view.python is None:
-            result.view.python = result.provenance["call"]
-        return result
+        python = _python(family, function, args, kwargs)
+        made = {"method": f"{family}.{function.__name__}", "call": python} | result.provenance
+        view = result.view
+        if view.python is None:
+            view = view.model_copy(update={"python": made["call"]})
+        return replace(result, view=view, provenance=made)
 
     return call  # type: ignore[return-value]
 

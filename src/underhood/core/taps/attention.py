@@ -13,6 +13,7 @@ prompt persists through generation.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class AttentionTap:
     prefix: str
     spec: Attention
     latent_cache: bool
+    wanted: frozenset[str]
+    written: frozenset[str]
     born: tuple[Tensor, Tensor] | None = None
     inside: bool = False
     rotations: list[_Rotation] = field(default_factory=list)
@@ -66,11 +69,11 @@ class AttentionTap:
 
     def wants(self, *names: str) -> bool:
         """Whether any of these sites matters."""
-        return any(self.session.wants(self.site(n)) for n in names)
+        return not self.wanted.isdisjoint(names)
 
     def writes(self, *names: str) -> bool:
         """Whether any of these sites is edited."""
-        return any(self.session.writes(self.site(n)) for n in names)
+        return not self.written.isdisjoint(names)
 
     def heads_last(self, name: str, value: Tensor) -> Tensor:
         """Visit `[batch head pos d]` as `[batch pos head d]` and give it back in its own order."""
@@ -295,15 +298,27 @@ def _taps(session: Session) -> dict[int, AttentionTap]:
     """Attention modules that matter in this session, by identity."""
     config = getattr(session.module, "config", None)
     latent = getattr(config, "kv_lora_rank", None) is not None
+    asked: dict[tuple[str, int, str], set[str]] = defaultdict(set)
+    for site in session.sites:
+        prefix = "cross_" if site.name.startswith("cross_") else ""
+        name = site.name.removeprefix(prefix)
+        if name in INSIDE and site.layer is not None:
+            asked[site.stack, site.layer, prefix].add(name)
     found: dict[int, AttentionTap] = {}
-    for stack, tower in session.anatomy.stacks.items():
-        for layer, block in enumerate(tower.blocks):
-            for prefix, spec in (("", block.attention), ("cross_", block.cross)):
-                if spec is None:
-                    continue
-                tap = AttentionTap(session, stack, layer, prefix, spec, latent)
-                if tap.wants(*INSIDE):
-                    found[id(session.module.get_submodule(spec.core))] = tap
+    for (stack, layer, prefix), names in sorted(asked.items()):
+        tower = session.anatomy.stacks.get(stack)
+        if tower is None or layer >= len(tower.blocks):
+            continue
+        block = tower.blocks[layer]
+        spec = block.cross if prefix else block.attention
+        if spec is None:
+            continue
+        sites = {n: Site(prefix + n, layer, stack=stack) for n in names}
+        written = frozenset(n for n, s in sites.items() if session.writes(s))
+        core = session.module.get_submodule(spec.core)
+        found[id(core)] = AttentionTap(
+            session, stack, layer, prefix, spec, latent, frozenset(names), written
+        )
     return found
 
 

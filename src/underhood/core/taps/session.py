@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Session:
 
     # What is asked for -------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def sites(self) -> set[Site]:
         """Every site (without unit) that somebody reads, writes or gates on."""
         return set(self._edits) | set(self._reads) | {s.whole for s in self._gate_sites}

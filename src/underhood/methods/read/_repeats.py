@@ -49,7 +49,7 @@ class Repeats:
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """Mean attention at fixed offsets, per sequence; `[row, head, offset]` in each layer.
+    """Mean attention at fixed offsets, per sequence; one tensor per layer.
 
     Attributes:
         from_duplicate: Offsets -reach .. reach from the earlier occurrence; second half only.
@@ -58,7 +58,7 @@ class Looks:
     """
 
     from_duplicate: list[Float[Tensor, "row head offset"]]
-    back: list[Float[Tensor, "row head offset"]]
+    back: list[Float[Tensor, "row head lag"]]
     accuracy: float
     causal: bool
 
@@ -185,9 +185,7 @@ def _from_duplicate(
     return torch.stack([_diagonal(pattern, queries, k - n) for k in offsets], -1)
 
 
-def _back(
-    pattern: Float[Tensor, "head query key"], reach: int
-) -> Float[Tensor, "head offset"]:
+def _back(pattern: Float[Tensor, "head query key"], reach: int) -> Float[Tensor, "head offset"]:
     queries = torch.arange(1, pattern.shape[-1])
     return torch.stack([_diagonal(pattern, queries, -k) for k in range(1, reach + 1)], -1)
 

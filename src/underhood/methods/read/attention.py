@@ -29,7 +29,8 @@ from underhood.methods.read._attention import (
     visible_keys,
 )
 from underhood.methods.registry import method
-from underhood.view import Result, View, grid, group, heads as heads_view, sentences
+from underhood.view import Result, View, grid, group, sentences
+from underhood.view import heads as heads_view
 
 __all__ = ["attention"]
 
@@ -108,13 +109,12 @@ def attention(
         raise UsageError("at least one head is drawn", given=show, do="use show=1 or more")
     record = [site(model, "pattern", layer) for layer in chosen]
     record += [site(model, "scores", layer, 0) for layer in chosen]
+    writes: dict[int, Tensor] = {}
     if value_weighted:
         record += model.resolve([site(model, "v", layer) for layer in chosen])
         writes = {layer: _writing(model, layer) for layer in chosen}
     run = model.run(prompt, record=record, edits=edits)
-    found = [
-        _measure(model, run, layer, writes[layer] if value_weighted else None) for layer in chosen
-    ]
+    found = [_measure(model, run, layer, writes.get(layer)) for layer in chosen]
     data = _dataset(model, run, chosen, found)
     facts = describe(model, prompt=prompt, layers=chosen, value_weighted=value_weighted)
     return Result("attention", data, _view(data, named, show), facts)

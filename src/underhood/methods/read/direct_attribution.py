@@ -3,7 +3,8 @@
 The logits are linear in the stream once the final norm's scale is frozen at its actual value, and
 the stream is a sum of what its parts wrote. So the difference between two logits splits exactly:
 
-    logit(answer) - logit(wrong) = sum over parts <part, u> + biases,   u = gain * (W_a - W_w) / scale
+    logit(answer) - logit(wrong) = sum over parts <part, u> + biases
+    u = gain * (W_answer - W_wrong) / scale
 
 with `u` centred where the norm is. The parts are the embedding, every head (or mixer) and every
 MLP. Families that normalise a sub-layer's output before adding it (Gemma 2, OLMo 2, GLM 4) get that
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from underhood.core.errors import NotOffered, OutOfRange, PairError
+from underhood.core.errors import NotOffered, OutOfRange, PairError, UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.taps.modules import weight_in_out
@@ -72,6 +73,7 @@ def direct_attribution(
         NotOffered: No unembedding; a model whose stream itself is normalised (BERT, BART); or
             parts that do not add up to the model's logit difference.
         PairError: Pairs that cannot be compared.
+        UsageError: Another `split`, or no random pairs.
         AnswerError: An answer that is not one token.
 
     Cost: one forward over the clean prompts; one more over clean and contrast each if answers are
@@ -91,6 +93,12 @@ def direct_attribution(
         >>> bool(abs(found["total"] - found["logit_diff"]) < 1e-3)
         True
     """
+    if split not in ("heads", "sublayers"):
+        raise UsageError(
+            "attention is split into heads or kept as a sub-layer",
+            given=repr(split),
+            do="choose 'heads' or 'sublayers'",
+        )
     layout = layout_of(model, head_of(model), heads=split == "heads")
     if random_pairs < 1:
         raise OutOfRange(
@@ -113,7 +121,7 @@ def direct_attribution(
 
 
 def _with_answers(model: Model, encoded: EncodedPairs) -> tuple[EncodedPairs, str]:
-    """Missing answers filled in with what the model says; and a sentence on where they come from."""
+    """Missing answers filled in with what the model says, and where the answers come from."""
     answers, wrong, origin = encoded.answers, encoded.wrong, "as given"
     for name, ids in (("answers", answers), ("wrong answers", wrong)):
         if ids.shape[1] and bool((ids < 0).all(1).any()):
@@ -225,16 +233,17 @@ def _dataset(found: Found, model: Model, prompts: tuple[str, ...]) -> "xarray.Da
         "logit_diff": float(found.says.mean()),
         "gap": found.gap,
     }
-    if any(kind == "head" for kind, _, _ in found.places):
-        variables["heads"] = (("layer", "head"), heads)
-    if found.capped is not None:
-        variables["capped_logit_diff"] = float(found.capped.mean())
-    coords = {
+    coords: dict[str, Any] = {
         "node": [_label(place) for place in found.places],
         "kind": ("node", [place[0] for place in found.places]),
         "layer": range(model.n_layers),
         "prompt": ("batch", list(prompts)),
     }
+    if any(kind == "head" for kind, _, _ in found.places):
+        variables["heads"] = (("layer", "head"), heads)
+        coords["head"] = range(model.n_heads)
+    if found.capped is not None:
+        variables["capped_logit_diff"] = float(found.capped.mean())
     return xarray.Dataset(variables, coords=coords)
 
 
@@ -247,10 +256,11 @@ def _view(found: Found, data: "xarray.Dataset", origin: str) -> View:
 
 def _sentences(data: "xarray.Dataset", origin: str) -> View:
     """The sum beside the model's own number, and the largest parts."""
-    total, says = float(data["total"]), float(data["logit_diff"])
+    total, says, rows = float(data["total"]), float(data["logit_diff"]), data.sizes["batch"]
     items = [
         f"The parts sum to {total:+.4f} logits; the model's own logit difference is {says:+.4f}"
-        f" (mean of {data.sizes['batch']} prompts; largest gap {float(data['gap']):.1e}, relative).",
+        f" (mean of {rows} prompt{'s' * (rows != 1)}; largest gap {float(data['gap']):.1e} of the"
+        " largest number).",
     ]
     if "capped_logit_diff" in data:
         items.append(f"After the model's soft cap it is {float(data['capped_logit_diff']):+.4f}.")
@@ -270,7 +280,8 @@ def _bars(found: Found, data: "xarray.Dataset") -> View:
     """The largest parts by magnitude, and all the others in one bar, so that the bars add up."""
     mean = data["contribution"].values
     order = abs(mean).argsort()[::-1].tolist()
-    shown, others = order[:_SHOWN], order[_SHOWN:]
+    # A single part left over is drawn as itself.
+    shown, others = (order, []) if len(order) <= _SHOWN + 1 else (order[:_SHOWN], order[_SHOWN:])
     labels = [str(data["node"].values[i]) for i in shown]
     values = [float(mean[i]) for i in shown]
     chance = [float(data["control"].values[i]) for i in shown]
@@ -285,11 +296,11 @@ def _bars(found: Found, data: "xarray.Dataset") -> View:
         total=float(data["total"]),
         total_label=f"sum (the model's logit difference: {float(data['logit_diff']):+.4f})",
         baseline=[(-c, c) for c in chance],
-        baseline_name="random tokens (mean magnitude)",
+        baseline_name="random tokens",
         title="Direct contribution to the logit difference",
         about="Positive: the part supports the answer. Direct effects only, with the norm's scale"
         " frozen: a head that works through later layers shows nothing, and removing a part may"
-        " change more or less than its bar.",
+        " change more or less than its bar. Behind: mean magnitude for pairs of random tokens.",
     )
 
 

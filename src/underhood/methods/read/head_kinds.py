@@ -145,54 +145,51 @@ def head_kinds(
     return Result("head_kinds", data, _view(data, kinds, layers, skipped), facts)
 
 
-def _kinds(
-    seen: Looks, plain: Looks, reach: int, *, half: float, back: float
-) -> dict[str, _Kind]:
+def _kinds(seen: Looks, plain: Looks, reach: int, *, half: float, back: float) -> dict[str, _Kind]:
     """Every kind from the two sets of looks; `half` and `back` are uniform attention's scores."""
-    places = {
-        "previous": (seen.back, plain.back, [0], 1),
-        "duplicate": (seen.from_duplicate, plain.from_duplicate, [reach], -reach),
-        "induction": (seen.from_duplicate, plain.from_duplicate, [reach + 1], -reach),
-        "lagged": (seen.back, plain.back, list(range(1, reach)), 1),
-        "shifted": (
-            seen.from_duplicate, plain.from_duplicate, list(range(reach + 2, 2 * reach + 1)), -reach
-        ),
-    }  # fmt: skip
-    found = {}
-    for kind, (with_repeat, without, columns, first) in places.items():
-        if not columns:
-            continue
-        chance = back if kind in ("previous", "lagged") else half
-        judged = kind not in ("previous", "lagged")
-        found[kind] = _kind(with_repeat, without, columns, first, chance if not judged else None)
-        if judged:
-            control = np.maximum(found[kind].unrepeated, chance)
-            found[kind] = _replace_control(found[kind], control)
+    before, after = (seen.back, plain.back), (seen.from_duplicate, plain.from_duplicate)
+    found = {
+        "previous": _kind(before, [0], first=1, chance=back, repeats=False),
+        "duplicate": _kind(after, [reach], first=-reach, chance=half, repeats=True),
+        "induction": _kind(after, [reach + 1], first=-reach, chance=half, repeats=True),
+    }
+    if reach > 1:
+        further = list(range(reach + 2, 2 * reach + 1))
+        columns = list(range(1, reach))
+        found["lagged"] = _kind(before, columns, first=1, chance=back, repeats=False)
+        found["shifted"] = _kind(after, further, first=-reach, chance=half, repeats=True)
     return found
 
 
-def _replace_control(kind: _Kind, control: np.ndarray) -> _Kind:
-    return _Kind(kind.score, kind.error, control, kind.unrepeated, kind.offset)
-
-
 def _kind(
-    seen: list[Tensor], plain: list[Tensor], columns: list[int], first: int, chance: float | None
+    looks: tuple[list[Tensor], list[Tensor]],
+    columns: list[int],
+    *,
+    first: int,
+    chance: float,
+    repeats: bool,
 ) -> _Kind:
-    """One kind; of several columns the one that exceeds its control most, head by head."""
+    """One kind; of several columns the one that exceeds its control most, head by head.
+
+    Args:
+        looks: Attention with and without a repeat, per layer `[row, head, column]`.
+        columns: Candidates.
+        first: Offset that column 0 stands for.
+        chance: Uniform attention's score.
+        repeats: Whether the kind needs a repeat, so that its absence is a control.
+    """
     scores, errors, others, offsets = [], [], [], []
-    for with_repeat, without in zip(seen, plain, strict=True):
-        mean = with_repeat[..., columns].mean(0)  # [head column]
-        other = without[..., columns].mean(0)
-        error = with_repeat[..., columns].std(0) / with_repeat.shape[0] ** 0.5
-        if with_repeat.shape[0] == 1:
-            error = torch.full_like(mean, torch.nan)
-        best = (mean - (other if chance is None else chance)).argmax(-1, keepdim=True)
+    for seen, plain in zip(*looks, strict=True):
+        mean, other = seen[..., columns].mean(0), plain[..., columns].mean(0)  # [head column]
+        count = seen.shape[0]
+        spread = seen[..., columns].std(0) if count > 1 else torch.full_like(mean, torch.nan)
+        best = (mean - other if repeats else mean).argmax(-1, keepdim=True)
         scores.append(mean.gather(-1, best)[..., 0])
-        errors.append(error.gather(-1, best)[..., 0])
+        errors.append(spread.gather(-1, best)[..., 0] / count**0.5)
         others.append(other.gather(-1, best)[..., 0])
-        offsets.append((torch.tensor(columns)[best[..., 0]] + first).double())
+        offsets.append(torch.tensor(columns)[best[..., 0]] + first)
     score, other = pad_heads(scores), pad_heads(others)
-    control = np.full_like(score, 0.0 if chance is None else chance)
+    control = np.maximum(other, chance) if repeats else np.where(np.isfinite(score), chance, np.nan)
     return _Kind(score, pad_heads(errors), control, other, pad_heads(offsets))
 
 
@@ -220,10 +217,7 @@ def _dataset(layers: list[int], kinds: dict[str, _Kind], seen: Looks, repeats: R
     reach = repeats.reach
     profile = pad_heads([t.mean(0) for t in seen.from_duplicate])
     back = pad_heads([t.mean(0) for t in seen.back])
-    every = np.concatenate(  # one axis of keys: -reach..reach from the duplicate
-        [np.full((*back.shape[:2], 0), np.nan), profile], -1
-    )
-    values["from_duplicate"] = ((*plane, "key"), every)
+    values["from_duplicate"] = ((*plane, "key"), profile)
     values["back"] = ((*plane, "pos"), back)
     coords = {
         "layer": layers, "head": range(profile.shape[1]), "key": range(-reach, reach + 1),
@@ -259,12 +253,7 @@ def _weights(model: Model, layers: list[int], data: Any, seed: int) -> dict[str,
     return skipped
 
 
-# View
-
-
-def _view(
-    data: Any, kinds: dict[str, _Kind], layers: list[int], skipped: dict[str, str]
-) -> View:
+def _view(data: Any, kinds: dict[str, _Kind], layers: list[int], skipped: dict[str, str]) -> View:
     labels = [str(n) for n in layers]
     columns = [str(h) for h in data["head"].values]
     named = data["kind"].values
@@ -285,7 +274,10 @@ def _view(
         shown = plane(kind.score, name, _ABOUT[name].capitalize() + ".", beside)
         marks = [(int(i), int(h)) for i, h in np.argwhere(named == name)]
         grids.append(shown.model_copy(update={"marks": marks}))
-    views: list[View] = [sentences(_facts(data, kinds, layers, skipped)), _top(kinds, layers, named)]
+    views: list[View] = [
+        sentences(_facts(data, kinds, layers, skipped)),
+        _top(kinds, layers, named),
+    ]
     views += grids
     if "copy" in data:
         views.append(_copy_grid(data, labels, columns))
@@ -298,34 +290,35 @@ def _view(
     )  # fmt: skip
 
 
+def _axes(labels: list[str], columns: list[str]) -> dict[str, Any]:
+    return {"rows": labels, "cols": columns, "row_name": "layer", "col_name": "head"}
+
+
 def _copy_grid(data: Any, labels: list[str], columns: list[str]) -> View:
-    common: dict[str, Any] = dict(
-        rows=labels, cols=columns, row_name="layer", col_name="head", limit=1.0
-    )
+    axes = _axes(labels, columns)
     control = grid(
-        data["copy_control"].values, title="copy: control",
-        about="Each token's input paired with another token's output.", **common,
+        data["copy_control"].values, limit=1.0, title="copy: control",
+        about="Each token's input paired with another token's output.", **axes,
     )  # fmt: skip
     return grid(
-        data["copy"].values, title="copy", control=control,
-        about="+1: whatever token the head attends to, it raises; -1: it lowers.", **common,
+        data["copy"].values, limit=1.0, title="copy", control=control,
+        about="+1: whatever token the head attends to, it raises; -1: it lowers.", **axes,
     )  # fmt: skip
 
 
 def _successor_grid(data: Any, labels: list[str], columns: list[str]) -> View:
-    common: dict[str, Any] = dict(
-        rows=labels, cols=columns, row_name="layer", col_name="head", scale="probability"
-    )
+    axes = _axes(labels, columns)
+    values = data["successor"].values
     chance = float(data["successor_control"].values.mean())
     control = grid(
-        np.where(np.isfinite(data["successor"].values), chance, np.nan),
-        title="successor: chance", **common,
+        np.where(np.isfinite(values), chance, np.nan), scale="probability",
+        title="successor: chance", **axes,
     )  # fmt: skip
     classes = ", ".join(str(t) for t in data["task"].values)
     return grid(
-        data["successor"].values, title="successor", control=control,
+        values, scale="probability", title="successor", control=control,
         about=f"Share of ordinal words ({classes}) that the head's weights send to the next one.",
-        **common,
+        **axes,
     )  # fmt: skip
 
 

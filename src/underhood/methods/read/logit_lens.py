@@ -215,7 +215,12 @@ def _settles(top_id: Int[Tensor, "layer pos"]) -> Int[Tensor, " pos"]:
 
 
 def _dataset(
-    model: Model, rows: list[dict[str, Tensor]], control: dict[str, Tensor], targets: Tensor, *, top: int
+    model: Model,
+    rows: list[dict[str, Tensor]],
+    control: dict[str, Tensor],
+    targets: Tensor,
+    *,
+    top: int,
 ) -> "xarray.Dataset":
     import numpy as np
     import xarray

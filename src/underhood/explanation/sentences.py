@@ -1,0 +1,283 @@
+"""From numbers to plain sentences. Every sentence holds the numbers that it is made of."""
+
+import html
+from typing import TYPE_CHECKING, Any
+
+from underhood.view import Result, View, table
+from underhood.view import heads as heads_view
+
+if TYPE_CHECKING:
+    from underhood.explanation.explain import Explanation
+
+__all__ = ["escaped", "head_table", "headline", "patterns_of", "quoted"]
+
+LOOKS = {
+    "previous": "it looks at the word before",
+    "duplicate": "it looks at an earlier copy of the word",
+    "induction": "it looks at what followed an earlier copy of the word",
+    "lagged": "it looks a fixed number of words back",
+    "shifted": "it looks beside an earlier copy of the word",
+    "successor": "it moves a word to the next in its series",
+}
+SETTLED = 0.5  # probability from which the answer counts as readable
+
+
+def quoted(text: str) -> str:
+    """A token in quotation marks, without the space that many tokens begin with."""
+    return f"“{text.strip() or text}”"
+
+
+def escaped(text: str) -> str:
+    """Text made safe for HTML."""
+    return html.escape(text)
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with as many digits as say something; never rounded to 0 or 100."""
+    share = 100 * value
+    if 99.9 < share < 100:
+        return "over 99.9 %"
+    if 0 < share < 0.1:
+        return "under 0.1 %"
+    return f"{share:.1f} %" if abs(share) < 10 or 99 < share < 100 else f"{share:.0f} %"
+
+
+def name_of(layer: int, head: int) -> str:
+    """A head's name."""
+    return f"L{layer}.H{head}"
+
+
+def listed(items: list[str]) -> str:
+    """Words as an enumeration."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def headline(found: "Explanation") -> list[str]:
+    """The answer in plain sentences, in the order of the report."""
+    makers = (_says, _asks, _forms, _writers, _causes, _heads, _changes, _odd)
+    return [line for make in makers if (line := make(found))]
+
+
+def _says(found: "Explanation") -> str:
+    question = found.question
+    model = found.provenance["model"]
+    share = dict(question.top).get(question.answer)
+    tail = f"with probability {percent(share)}" if share is not None else "among others"
+    verb = "says" if question.top[0][0] == question.answer else "is asked about"
+    return f"After {quoted(question.prompt)}, {model} {verb} {quoted(question.answer)} {tail}."
+
+
+def _asks(found: "Explanation") -> str:
+    question = found.question
+    line = (
+        f"It prefers {quoted(question.answer)} to {quoted(question.wrong)} by"
+        f" {question.clean:+.2f} logits; after {quoted(question.other)} the difference is"
+        f" {question.contrast:+.2f}."
+    )
+    if question.searched:
+        line += (
+            " That contrast was found by search, since none was given: weaker evidence than one"
+            " that you choose with --vs."
+        )
+    return line
+
+
+def _forms(found: "Explanation") -> str:
+    lens = found.results.get("lens")
+    if lens is None:
+        return ""
+    last = lens.data["target_prob"].values[:, -1]
+    layers = lens.data["layer"].values
+    readable = [int(n) for n, p in zip(layers, last, strict=True) if p > SETTLED]
+    total = len(layers) - 1
+    if not readable:
+        return f"At the last word the answer never becomes the likely reading ({total} layers)."
+    at = readable[0]
+    before = [float(p) for n, p in zip(layers, last, strict=True) if n < at]
+    where = "in the embedding already" if at < 0 else f"after layer {at} of 0 to {total - 1}"
+    step = f", up from {percent(before[-1])} one layer earlier" if before else ""
+    share = float(last[list(layers).index(at)])
+    return f"At the last word the answer becomes readable {where} ({percent(share)}{step})."
+
+
+def _writers(found: "Explanation") -> str:
+    result = found.results.get("writers")
+    if result is None:
+        return ""
+    parts = result.data["contribution"]
+    ranked = sorted(
+        zip(parts["node"].values.tolist(), parts.values.tolist(), strict=True),
+        key=lambda item: -abs(item[1]),
+    )
+    top = listed([f"{node} ({value:+.2f})" for node, value in ranked[:3]])
+    return (
+        f"Written directly by {top}, out of {len(ranked)} parts that sum to"
+        f" {float(result.data['total']):+.2f}; the model's own difference is"
+        f" {float(result.data['logit_diff']):+.2f}."
+    )
+
+
+def _causes(found: "Explanation") -> str:
+    result = found.results.get("causes")
+    if result is None:
+        return ""
+    effect, control = result.data["effect"], result.data["control"]
+    words = result.data["token"].values.tolist()
+    layers = effect["layer"].values.tolist()
+    best = [int(row.argmax()) for row in effect.values]
+    runs: list[list[Any]] = []
+    for layer, place, row in zip(layers, best, effect.values, strict=True):
+        if runs and runs[-1][2] == place:
+            runs[-1][1] = layer
+            runs[-1][3] = min(runs[-1][3], float(row[place]))
+        else:
+            runs.append([layer, layer, place, float(row[place])])
+    told = [
+        f"{'on' if i == 0 else 'then on'} {quoted(words[place])} (position {place})"
+        f" {_span(first, last)} (moved over, it brings back {_least(share, first != last)})"
+        for i, (first, last, place, share) in enumerate(runs[:3])
+    ]
+    noise = max((abs(float(control[i, p])) for i, p in enumerate(best)), default=float("nan"))
+    return (
+        f"The answer hangs {', '.join(told)}; random changes of the same size bring back at most"
+        f" {percent(noise)}."
+    )
+
+
+def _least(share: float, several: bool) -> str:
+    return f"at least {percent(share)} of it" if several else f"{percent(share)} of it"
+
+
+def _span(first: int, last: int) -> str:
+    if first == last:
+        return f"on entering layer {first}"
+    return f"on entering layers {first} to {last}"
+
+
+def _heads(found: "Explanation") -> str:
+    from underhood.explanation.explain import important_heads
+
+    result, heads = found.results.get("heads"), important_heads(found)
+    if result is None:
+        return ""
+    if not heads:
+        return "No single head brings the answer back by itself."
+    effect, control = result.data["effect"], result.data["control"]
+    kinds = _kinds(found)
+    row = {layer: i for i, layer in enumerate(effect["layer"].values.tolist())}
+    told = [
+        f"{name_of(*place)} brings back {percent(float(effect[row[place[0]], place[1]]))}"
+        + (f" ({LOOKS[kinds[place]]})" if kinds.get(place) in LOOKS else "")
+        for place in heads
+    ]
+    noise = max(abs(float(control[row[layer], head])) for layer, head in heads)
+    return (
+        f"Of the heads, each moved over by itself, {listed(told)}; a random change of the same"
+        f" size at most {percent(noise)}."
+    )
+
+
+def _kinds(found: "Explanation") -> dict[tuple[int, int], str]:
+    result = found.results.get("kinds")
+    if result is None:
+        return {}
+    kind = result.data["kind"]
+    layers = kind["layer"].values.tolist()
+    return {
+        (int(layer), head): str(kind.values[i, head])
+        for i, layer in enumerate(layers)
+        for head in range(kind.sizes["head"])
+    }
+
+
+def _changes(found: "Explanation") -> str:
+    change = found.change
+    if change is None:
+        return ""
+    question = found.question
+    names = listed([name_of(*place) for place in change.heads])
+    says = change.top[0]
+    line = (
+        f"Giving {names} {'its' if len(change.heads) == 1 else 'their'} values from the contrast"
+        f" moves the difference from {question.clean:+.2f} to {change.after:+.2f}: the model now"
+        f" says {quoted(says[0])} ({percent(says[1])})"
+    )
+    if not change.random:
+        return line + "; there are too few other heads for a random control."
+    count = len(change.heads)
+    return line + (
+        f"; the same done to {count} random head{'s' if count > 1 else ''} leaves it at"
+        f" {change.random_mean:+.2f} on average."
+    )
+
+
+def _odd(found: "Explanation") -> str:
+    told = []
+    giants, sinks = found.results.get("giants"), found.results.get("sinks")
+    if giants is not None:
+        count = int(giants.data.attrs["count"])
+        top = float(giants.data["ratio"].max())
+        told.append(
+            f"{count} massive activations" if count
+            else f"no massive activations (the largest value is {top:.0f} times the median)"
+        )  # fmt: skip
+    if sinks is not None:
+        values = sinks.data["sink"].values
+        resting = int((values > 0.9).sum())
+        told.append(f"{resting} of {values.size} heads rest on the first token (over 90 %)")
+    return f"Odd or not: {'; '.join(told)}." if told else ""
+
+
+def head_table(found: "Explanation", heads: list[tuple[int, int]]) -> View | None:
+    """The important heads with what they restore, write, and score."""
+    effects, kinds = found.results.get("heads"), found.results.get("kinds")
+    if not heads or effects is None or kinds is None:
+        return None
+    writers = found.results.get("writers")
+    row = {layer: i for i, layer in enumerate(effects.data["layer"].values.tolist())}
+    kind_row = {layer: i for i, layer in enumerate(kinds.data["layer"].values.tolist())}
+    names = [n for n in ("previous", "duplicate", "induction") if n in kinds.data]
+    rows = []
+    for layer, head in heads:
+        i, k = row[layer], kind_row[layer]
+        writes = _written(writers, layer, head)
+        scores = [float(kinds.data[n][k, head]) for n in names]
+        verdict = _kinds(found).get((layer, head), "") or "-"
+        rows.append([name_of(layer, head), float(effects.data["effect"][i, head]),
+                     float(effects.data["control"][i, head]), writes, *scores, verdict])  # fmt: skip
+    controls = [float(kinds.data[f"{n}_control"].mean()) for n in names]
+    return table(
+        ["head", "restores", "random change", "writes (logits)", *names, "kind"],
+        rows,
+        title="The important heads",
+        about="Restores: share of the answer that its value alone brings back (1 = all). Writes:"
+        " its direct contribution. The scores are mean attention on repeated random words: to the"
+        " word before, to the same word earlier, to the word after that.",
+        control=table(
+            ["score", "chance"],
+            [[n, c] for n, c in zip(names, controls, strict=True)],
+            title="Control: the scores without a repeat, or of uniform attention",
+        ),
+    )
+
+
+def _written(result: Result | None, layer: int, head: int) -> float | None:
+    if result is None:
+        return None
+    nodes = result.data["contribution"]["node"].values.tolist()
+    name = name_of(layer, head)
+    return float(result.data["contribution"][nodes.index(name)]) if name in nodes else None
+
+
+def patterns_of(looks: Result, heads: list[tuple[int, int]]) -> View | None:
+    """Attention patterns of some heads."""
+    if not heads:
+        return None
+    data = looks.data
+    rows = {layer: i for i, layer in enumerate(data["layer"].values.tolist())}
+    words = [str(w) for w in data["query_token"].values.ravel()[: data.sizes["query"]]]
+    chosen = {
+        name_of(layer, head): data["pattern"].values[rows[layer], head] for layer, head in heads
+    }
+    return heads_view(words, chosen, title="Where they look",
+                      about="Rows are the words that look, columns the words they look at.")  # fmt: skip
