@@ -190,12 +190,25 @@ def test_organisms_list_show_and_check() -> None:
     assert all(float(row[1]) > 0.8 for row in found)
 
 
-def test_organisms_train_writes_a_folder(tmp_path: Path) -> None:
-    result = call("organisms", "train", "town", "--steps", "1", "--out", str(tmp_path / "new"))
-    assert result.exit_code == 0, result.output
-    assert rows(result.stdout)[0][0] == "task"
-    assert "training town" in result.stderr
-    assert "class\tLlamaForCausalLM" in good("inspect", str(tmp_path / "new"))
+def test_organisms_train_passes_its_options_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from underhood.organisms import organism, trainer
+
+    seen: dict[str, object] = {}
+
+    def train(name: str, **options: object) -> object:
+        seen.update(options, name=name)
+        return organism(name).card
+
+    monkeypatch.setattr(trainer, "train", train)
+    words = ("--steps", "7", "--out", str(tmp_path), "--no-resume", "--seed", "3", "--quiet")
+    header, *found = rows(good("organisms", "train", "town", *words))
+    assert header == ["task", "accuracy", "probability", "prompts"]
+    assert [row[0] for row in found] == list(organism("town").tasks)
+    assert seen == {
+        "name": "town", "out": tmp_path, "steps": 7, "resume": False, "seed": 3, "progress": False,
+    }  # fmt: skip
 
 
 def test_check_prints_every_law_and_fails_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +240,32 @@ def test_doctor_answers_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
     result = call("doctor")
     assert result.exit_code == 1
     assert rows(result.stdout)[1] == ["disk", "failed", "OSError: no such thing"]
+
+
+# The main job -----------------------------------------------------------------------------------
+
+
+def test_explain_says_it_and_writes_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    result = call("explain", PROMPT, "--vs", CONTRAST, "--open")
+    assert result.exit_code == 0, result.output
+    assert "Mary" in result.stdout.splitlines()[0]
+    assert result.stderr.startswith("wrote report.html (")
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_explain_as_json_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("explain", "The capital of France is", "--vs", "The capital of Italy is", "--json")
+    document = json.loads(good(*words, "--answer", "Paris", "--wrong", "Rome"))
+    assert (document["answer"].strip(), document["wrong"].strip()) == ("Paris", "Rome")
+    assert document["sentences"]
+    assert list(tmp_path.iterdir()) == []
 
 
 # Methods ----------------------------------------------------------------------------------------
@@ -281,6 +320,9 @@ def test_run_pairs_from_flags_and_from_a_file(tmp_path: Path) -> None:
         (["inspect", "./nowhere"], 2, "no folder ./nowhere"),
         (["inspect", "random/gpt2", "--device", "abacus"], 2, "no device 'abacus'"),
         (["inspect", "--dtype", "int4"], 2, "int4"),
+        (["explain", PROMPT, "--vs", "Mary"], 2, "PairError"),
+        (["explain", PROMPT, "-o", "report.pdf"], 2, ".html, .json"),
+        (["explain", PROMPT, "--vs", CONTRAST, "--answer", "two words"], 2, "AnswerError"),
         (["run", "logit_lenz"], 2, "nearest: logit_lens"),
         (["methods", "logit_lenz"], 2, "nearest: logit_lens"),
         (["run", "logit_lens"], 2, "--prompt TEXT"),

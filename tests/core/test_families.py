@@ -3,7 +3,6 @@
 import difflib
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
@@ -19,16 +18,9 @@ REPORTS: dict[str, tuple[Model, CheckReport]] = {}
 
 
 def report(family: str) -> tuple[Model, CheckReport]:
-    """A family's report, made once in this session.
-
-    Without the checks of annotations, which every other test makes: they triple the time.
-    """
+    """A family's report, made once in this session."""
     if family not in REPORTS:
-        jaxtyping.config.update("jaxtyping_disable", True)
-        try:
-            REPORTS[family] = coverage.family_report(family)
-        finally:
-            jaxtyping.config.update("jaxtyping_disable", False)
+        REPORTS[family] = coverage.family_report(family)
     return REPORTS[family]
 
 

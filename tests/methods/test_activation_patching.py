@@ -153,7 +153,7 @@ def test_all_positions_of_a_head_at_once() -> None:
         return float(logits[right] - logits[wrong])
 
     start = diff([])
-    end = float((clean.last_logits[0, right] - clean.last_logits[0, wrong]))
+    end = float(clean.last_logits[0, right] - clean.last_logits[0, wrong])
     for layer in range(model.n_layers):
         for head in range(model.n_heads):
             edit = Edit(f"z.{layer}.{head}", patch(clean))
@@ -198,9 +198,11 @@ def test_a_model_that_looks_ahead_skips_nothing_that_differs() -> None:
 
 def test_the_batch_size_does_not_matter(town: Model) -> None:
     pairs = town_pairs(5)
-    whole = activation_patching(town, pairs, direction="noise", value="mean")
+    options: dict[str, Any] = {"direction": "noise", "value": "mean", "positions": "last"}
+    whole = activation_patching(town, pairs, **options)
+    assert np.abs(whole["effect"]).max() > 0.1 and np.abs(whole["control"]).max() > 0.01
     for size in (1, 2, 7):
-        part = activation_patching(town, pairs, direction="noise", value="mean", batch_size=size)
+        part = activation_patching(town, pairs, batch_size=size, **options)
         for name in ("effect", "sem", "control", "patched"):
             assert np.allclose(part[name], whole[name], atol=2e-5, equal_nan=True), name
 
@@ -249,7 +251,15 @@ def test_pairs_of_different_length(town: Model) -> None:
     assert (whole["rows"].values == here.sum(-1)).all()
     assert whole["rows"].values[0, -1] == lengths.count(max(lengths))
     late = activation_patching(town, pairs, positions="last", control=False)
-    assert late["effect"].values[-1] > 0.95 and 0 < late["sem"].values[-1] < 0.1
+    assert late["effect"].values[-1] > 0.95 and 0 < late["sem"].values[-1] < 0.02
+    # The standard error of a ratio of means, against resampling the rows.
+    mine = activation_patching(town, pairs, sites="attn_out", positions="last", control=False)
+    moved = mine["patched"].values - mine["contrast"].values
+    ways = mine["clean"].values - mine["contrast"].values
+    drawn = np.random.default_rng(0).integers(0, 8, (4000, 8))
+    spread = (moved[:, drawn].sum(-1) / ways[drawn].sum(-1)).std(1)
+    big = spread > 0.01
+    assert big.any() and np.allclose(mine["sem"].values[big], spread[big], rtol=0.5)
 
 
 def test_the_answers_may_be_the_models_own(town: Model) -> None:
@@ -278,10 +288,10 @@ def test_zero_and_mean(town: Model) -> None:
     mean = torch.cat([r["mlp_out", 1][0, 1:] for r in runs]).mean(0)
     right, wrong = int(encoded.answers[0, 0]), int(encoded.wrong[0, 0])
     ends = [float(r.last_logits[0, right] - r.last_logits[0, wrong]) for r in runs]
+    options: dict[str, Any] = {"sites": "mlp_out", "direction": "noise", "control": False}
     for name, op in (("mean", uh.set_to(mean)), ("zero", uh.zero())):
-        found = activation_patching(
-            town, pair, sites="mlp_out", direction="noise", value=name, control=False
-        )
+        options["value"] = name
+        found = activation_patching(town, pair, **options)
         assert not found["skipped"].any()
         after = town.run(encoded.clean, edits=Edit("mlp_out.1", op, Where(-1))).last_logits[0]
         expected = (ends[0] - float(after[right] - after[wrong])) / (ends[0] - ends[1])
@@ -349,8 +359,10 @@ def test_refusals(town: Model) -> None:
         activation_patching(town, pair, sites=("z", "mlp_out"))
     with pytest.raises(SiteNotFound):
         activation_patching(town, pair, sites="resid_prae")
-    with pytest.raises(NotOffered):
+    with pytest.raises(UsageError, match="no vector per position"):
         activation_patching(town, pair, sites="expert_out")
+    with pytest.raises(NotOffered):
+        activation_patching(town, pair, sites="router_logits")
     with pytest.raises(OutOfRange):
         activation_patching(town, pair, draws=0)
     same = Pairs.one("The capital of France is", "The capital of France is", "Paris")

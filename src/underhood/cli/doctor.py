@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -69,13 +70,9 @@ def _cache() -> str:
     from huggingface_hub import constants
 
     folder = constants.HF_HUB_CACHE
-    models = sum(name.startswith("models--") for name in _names(folder))
+    models = len(list(Path(folder).glob("models--*")))
     offline = " (offline)" if constants.HF_HUB_OFFLINE else ""
     return f"{models} models in {folder}{offline}"
-
-
-def _names(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def _browser() -> str:

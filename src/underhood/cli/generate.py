@@ -40,8 +40,7 @@ def generate(
 ) -> None:
     """Let the model go on from a prompt; with edits, beside what it writes unedited.
 
-    Greedy and without penalties unless --sample is given. A sample with edits uses the same seed
-    as the one without.
+    Greedy and without penalties unless --sample is given; both samples use the same seed.
     """
     settings = _settings(sample, temperature, seed)
     plan = _plan(edits, edit or [])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from underhood.core.errors import NotOffered, PairError
+from underhood.core.errors import NotOffered, PairError, UsageError
 from underhood.core.model import Model
 from underhood.core.tokens import Tokens
 from underhood.data import Pairs
@@ -75,6 +75,8 @@ def ask(
             do="use the methods one by one: `underhood methods`",
         )
     tokens = model.tokens(prompt)
+    for text in (prompt, contrast):
+        _check_known(model, text)
     logits = model.run(tokens).last_logits[0].float()
     said = int(logits.argmax()) if answer is None else model.token_id(answer)
     searched = contrast is None
@@ -86,7 +88,7 @@ def ask(
         other = model.tokens(contrast)
     other_logits = model.run(other).last_logits[0].float()
     instead = _second(other_logits, said) if wrong is None else model.token_id(wrong)
-    text = contrast if contrast is not None else _text(model, tokens, other)
+    text = contrast if contrast is not None else _text(model, other.ids)
     pairs = Pairs.one(prompt, text, said, instead)
     pairs.encode(model)
     gap, other_gap = (float(x[said] - x[instead]) for x in (logits, other_logits))
@@ -102,6 +104,22 @@ def ask(
         pairs, model.token_text(said), model.token_text(instead), searched, gap, other_gap,
         _top(model, logits), _top(model, other_logits),
     )  # fmt: skip
+
+
+def _check_known(model: Model, text: str | None) -> None:
+    """Words that the vocabulary lacks all look the same to the model; explain none of them."""
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    if text is None or unknown is None:
+        return
+    words = [w for w in text.split() if unknown in model.tokens(w).ids[0].tolist()]
+    if words:
+        raise UsageError(
+            f"the model does not know {', '.join(map(repr, words[:5]))}",
+            given=text,
+            why="these words are not in its vocabulary, so it reads them all alike",
+            do="use words that it knows (`underhood organisms show town` has examples), or"
+            " another model",
+        )
 
 
 def _second(logits: Float[Tensor, " vocab"], taken: int) -> int:
@@ -155,23 +173,20 @@ def _furthest(
         rival[:, said] = -torch.inf
         against = rival.amax(1) if wrong is None else logits[:, wrong]
         drops.append(logits[:, said] - against)
-    best = rows[int(torch.cat(drops).argmin())][None]
-    strings = (model.text.strings(best[0].tolist()),)
-    return Tokens(best, torch.ones_like(best, dtype=torch.bool), strings)
+    for place in torch.cat(drops).argsort().tolist():
+        best = rows[place][None]
+        # Byte pieces may join into other tokens when they are written down and read again.
+        if torch.equal(model.tokens(_text(model, best)).ids, best.cpu()):
+            strings = (model.text.strings(best[0].tolist()),)
+            return Tokens(best, torch.ones_like(best, dtype=torch.bool), strings)
+    raise PairError(
+        "no contrast could be written down for this prompt",
+        given=" ".join(tokens.strings[0]),
+        why="no replacement survives being written as text and read again",
+        do="give one with --vs",
+    )
 
 
-def _text(model: Model, clean: Tokens, other: Tokens) -> str:
-    """The contrast as text that tokenizes back to the same ids.
-
-    Raises:
-        PairError: It does not (rare: byte pieces that join differently).
-    """
-    text = model.text.decode(other.ids[0].tolist())
-    if not torch.equal(model.tokens(text).ids, other.ids):
-        raise PairError(
-            "no contrast could be written down for this prompt",
-            given=text,
-            why="its tokens do not survive being written as text",
-            do="give one with --vs",
-        )
-    return text
+def _text(model: Model, ids: Tensor) -> str:
+    """One row of ids as text."""
+    return model.text.decode(ids[0].tolist())

@@ -47,6 +47,11 @@ def name_of(layer: int, head: int) -> str:
     return f"L{layer}.H{head}"
 
 
+def signed(value: float) -> str:
+    """A number with its sign, two digits, and a true minus."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def listed(items: list[str]) -> str:
     """Words as an enumeration."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
@@ -71,8 +76,8 @@ def _asks(found: "Explanation") -> str:
     question = found.question
     line = (
         f"It prefers {quoted(question.answer)} to {quoted(question.wrong)} by"
-        f" {question.clean:+.2f} logits; after {quoted(question.other)} the difference is"
-        f" {question.contrast:+.2f}."
+        f" {signed(question.clean)} logits; after {quoted(question.other)} the difference is"
+        f" {signed(question.contrast)}."
     )
     if question.searched:
         line += (
@@ -109,11 +114,11 @@ def _writers(found: "Explanation") -> str:
         zip(parts["node"].values.tolist(), parts.values.tolist(), strict=True),
         key=lambda item: -abs(item[1]),
     )
-    top = listed([f"{node} ({value:+.2f})" for node, value in ranked[:3]])
+    top = listed([f"{node} ({signed(value)})" for node, value in ranked[:3]])
     return (
         f"Written directly by {top}, out of {len(ranked)} parts that sum to"
-        f" {float(result.data['total']):+.2f}; the model's own difference is"
-        f" {float(result.data['logit_diff']):+.2f}."
+        f" {signed(float(result.data['total']))}; the model's own difference is"
+        f" {signed(float(result.data['logit_diff']))}."
     )
 
 
@@ -199,7 +204,7 @@ def _changes(found: "Explanation") -> str:
     says = change.top[0]
     line = (
         f"Giving {names} {'its' if len(change.heads) == 1 else 'their'} values from the contrast"
-        f" moves the difference from {question.clean:+.2f} to {change.after:+.2f}: the model now"
+        f" moves the difference from {signed(question.clean)} to {signed(change.after)}: the model now"
         f" says {quoted(says[0])} ({percent(says[1])})"
     )
     if not change.random:
@@ -207,7 +212,7 @@ def _changes(found: "Explanation") -> str:
     count = len(change.heads)
     return line + (
         f"; the same done to {count} random head{'s' if count > 1 else ''} leaves it at"
-        f" {change.random_mean:+.2f} on average."
+        f" {signed(change.random_mean)} on average."
     )
 
 

@@ -202,13 +202,14 @@ def _effects(values: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor
     here = ~values.isnan()
     rows = here.sum(1)
     moved = torch.where(here, values - start, 0.0)
-    way = torch.where(here, end - start, 0.0).sum(1) / rows
+    ways = torch.where(here, end - start, 0.0)
+    way = ways.sum(1) / rows
     # Columns that only some rows reach may have no way to go, although all rows together have.
     size = torch.maximum(start.abs().max(), end.abs().max()).clamp(min=1.0)
     way = torch.where(way.abs() > _FLAT * size, way, torch.nan)
     effect = moved.sum(1) / rows / way + 0.0  # no minus before a zero
-    away = torch.where(here, moved - (effect * way)[:, None], 0.0)
-    sem = (away.pow(2).sum(1) / (rows - 1) / rows).sqrt() / way.abs()
+    rest = moved - effect[:, None] * ways  # of a ratio of two means
+    sem = (rest.pow(2).sum(1) / (rows - 1) / rows).sqrt() / way.abs()
     return effect, sem
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["logit_lens"]
 
 _RANDOM = 8  # least number of random vectors per layer
+_TOGETHER = 256  # stream vectors unembedded at once
 
 
 @method
@@ -93,14 +94,14 @@ def logit_lens(
     first = Site("resid_pre", 0, stack=model.main)
     each = Site("resid_post", stack=model.main)
     run = model.run(tokens, record=[first, each], at=Where(chosen))
-    streams = [run[first][0], *(layer[0] for layer in run[each])]
+    streams = torch.cat([run[first], run[each][:, 0]])
     final = run.logits[0, chosen].float()
     gap = _check_last(model, head.logits(streams[-1]), final)
     targets = final.argmax(-1) if follow[0] is None else final.new_full((len(chosen),), follow[0])
-    lens = _Lens(head, final.log_softmax(-1), targets.long(), follow[1], top)
-    rows = [lens.read(stream) for stream in streams]
-    random = lens.control(streams, seed)
-    data = _dataset(model, rows, random, targets.long(), top=top)
+    log = _log_probs(final)
+    lens = _Lens(head, log, log.exp(), targets.long(), follow[1], top)
+    found = lens.read(streams) | lens.control(streams, seed)
+    data = _dataset(model, found, targets.long())
     words = {"token": ("pos", [tokens.strings[0][p] for p in chosen])}
     data = data.assign_coords({"pos": list(chosen), **words})
     return Result(
@@ -156,6 +157,7 @@ class _Lens:
     Attributes:
         head: Final norm and unembedding.
         final: Log-probabilities of the model itself.
+        sure: Its probabilities.
         targets: The token followed at each position.
         wrong: A second token, the same everywhere.
         top: Tokens to keep.
@@ -163,30 +165,38 @@ class _Lens:
 
     head: Head
     final: Float[Tensor, "pos vocab"]
+    sure: Float[Tensor, "pos vocab"]
     targets: Int[Tensor, " pos"]
     wrong: int | None
     top: int
 
-    def read(self, stream: Float[Tensor, "pos d_model"]) -> dict[str, Tensor]:
-        """All numbers of one layer."""
-        log = self.head.logits(stream).float().log_softmax(-1)
-        prob = log.exp()
-        best = prob.topk(self.top, dim=-1)
-        mine = log.gather(-1, self.targets[:, None])
+    def read(self, streams: Float[Tensor, "layer pos d_model"]) -> dict[str, Tensor]:
+        """All numbers of all layers."""
+        parts = [self._read(block) for block in streams.split(_layers_at_once(streams.shape[1]))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _read(self, streams: Float[Tensor, "layer pos d_model"]) -> dict[str, Tensor]:
+        log = _log_probs(self.head.logits(streams))
+        best = log.topk(self.top, dim=-1)
+        mine = log.gather(-1, self._index(log))
         found = {
-            "top_prob": best.values,
+            "top_prob": best.values.exp(),
             "top_id": best.indices,
-            "entropy": -torch.xlogy(prob, prob).sum(-1),
-            # Rounding may leave a distance of equal distributions just below zero.
-            "kl": (self.final.exp() * (self.final - log)).nansum(-1).clamp(min=0),
-            "target_prob": mine[:, 0].exp(),
+            "entropy": -_dot(log.exp(), log),
+            # Rounding may leave the distance of equal distributions just below zero.
+            "kl": (_dot(self.sure, self.final) - _dot(self.sure, log)).clamp(min=0),
+            "target_prob": mine[..., 0].exp(),
             "target_rank": (log > mine).sum(-1),
         }
         if self.wrong is not None:
-            found["wrong_prob"] = prob[:, self.wrong]
+            found["wrong_prob"] = log[..., self.wrong].exp()
         return {name: value.cpu() for name, value in found.items()}
 
-    def control(self, streams: list[Tensor], seed: int) -> dict[str, Tensor]:
+    def _index(self, logits: Tensor) -> Int[Tensor, "*layer pos 1"]:
+        """The targets, as an index into logits `[..., pos, vocab]`."""
+        return self.targets[:, None].expand(*logits.shape[:-1], 1)
+
+    def control(self, streams: Float[Tensor, "layer pos d_model"], seed: int) -> dict[str, Tensor]:
         """The same reading of random vectors as long as the streams.
 
         Returns:
@@ -197,15 +207,31 @@ class _Lens:
         make = torch.Generator().manual_seed(seed)
         draws = -(-_RANDOM // len(self.targets))
         cells, last = [], []
-        for stream in streams:
-            noise = torch.randn(draws, *stream.shape, generator=make).to(stream.device)
-            length = stream.float().norm(dim=-1, keepdim=True)
+        for block in streams.split(_layers_at_once(draws * len(self.targets))):
+            noise = torch.randn(draws, *block.shape, generator=make).to(block.device)
+            length = block.float().norm(dim=-1, keepdim=True)
             noise = noise / noise.norm(dim=-1, keepdim=True) * length
-            prob = self.head.logits(noise.to(stream.dtype)).float().softmax(-1)
-            index = self.targets[None, :, None].expand(draws, -1, 1)
-            cells.append(prob.gather(-1, index)[..., 0].mean(0).cpu())
-            last.append(prob[..., int(self.targets[-1])].mean().cpu())
-        return {"control_prob": torch.stack(cells), "control_last": torch.stack(last)}
+            logits = self.head.logits(noise.to(block.dtype)).float()
+            total = logits.logsumexp(-1)
+            mine = (logits.gather(-1, self._index(logits))[..., 0] - total).exp()
+            end = (logits[..., int(self.targets[-1])] - total).exp()
+            cells.append(mine.mean(0).cpu())
+            last.append(end.mean((0, 2)).cpu())
+        return {"control_prob": torch.cat(cells), "control_last": torch.cat(last)}
+
+
+def _layers_at_once(rows: int) -> int:
+    """Layers to unembed together: the unembedding is read from memory once for all of them."""
+    return max(1, _TOGETHER // rows)
+
+
+def _log_probs(logits: Float[Tensor, "*row vocab"]) -> Float[Tensor, "*row vocab"]:
+    """Log-probabilities in float32; tokens ruled out get the least number, so that 0 times it is 0."""
+    return logits.float().log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
+
+
+def _dot(a: Float[Tensor, "*a vocab"], b: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*c"]:
+    return torch.linalg.vecdot(a, b)
 
 
 def _settles(top_id: Int[Tensor, "layer pos"]) -> Int[Tensor, " pos"]:
@@ -215,29 +241,22 @@ def _settles(top_id: Int[Tensor, "layer pos"]) -> Int[Tensor, " pos"]:
 
 
 def _dataset(
-    model: Model,
-    rows: list[dict[str, Tensor]],
-    control: dict[str, Tensor],
-    targets: Tensor,
-    *,
-    top: int,
+    model: Model, found: dict[str, Tensor], targets: Int[Tensor, " pos"]
 ) -> "xarray.Dataset":
     import numpy as np
     import xarray
 
-    stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    ids = stacked["top_id"]
+    ids = found["top_id"]
     texts = {i: model.token_text(i) for i in ids.unique().tolist()}
     strings = np.vectorize(texts.__getitem__, otypes=[object])(ids.numpy()).astype(str)
     axes = ("layer", "pos", "rank")
-    variables: dict[str, Any] = {n: (axes[: v.ndim], v.numpy()) for n, v in stacked.items()}
-    variables |= {n: (axes[: v.ndim], v.numpy()) for n, v in control.items()}
+    variables: dict[str, Any] = {n: (axes[: v.ndim], v.numpy()) for n, v in found.items()}
     variables["settles"] = ("pos", (_settles(ids[..., 0]) - 1).numpy())
-    names = ["resid_pre.0", *(f"resid_post.{i}" for i in range(len(rows) - 1))]
+    names = ["resid_pre.0", *(f"resid_post.{i}" for i in range(len(ids) - 1))]
     coords = {
-        "layer": list(range(-1, len(rows) - 1)),
+        "layer": list(range(-1, len(ids) - 1)),
         "site": ("layer", names),
-        "rank": list(range(top)),
+        "rank": list(range(ids.shape[-1])),
         "top_token": (axes, strings),
         "target": ("pos", [model.token_text(i) for i in targets.tolist()]),
     }
