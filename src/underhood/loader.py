@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from underhood.core.errors import ModelNotFound, nearest
-from underhood.core.loading import from_module, from_pretrained
+from underhood.core.loading import as_device, as_dtype, from_module, from_pretrained
 from underhood.core.model import Model
 
 __all__ = ["DEFAULT", "load"]
@@ -54,4 +54,8 @@ def _random(name: str, options: dict[str, Any]) -> Model:
             given=name,
             do=f"use one of the nearest: {nearest(family, FAMILIES)}",
         )
-    return from_module(tiny(family, **options).module, name=name)
+    device, dtype = options.pop("device", None), as_dtype(options.pop("dtype", None))
+    module = tiny(family, **options).module
+    if device is not None or dtype is not None:
+        module = module.to(device=as_device(device), dtype=dtype)
+    return from_module(module, name=name)

@@ -58,7 +58,7 @@ def _hooked(
     """Logits at the last token, with one module's input (or output) passed through `change`."""
     module = _module(model, layer, site)
     if site == "mlp_out":
-        handle = module.register_forward_hook(lambda _m, _a, out: change(out))
+        handle = module.register_forward_hook(lambda *call: change(call[2]))
     else:
         handle = module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
     try:
@@ -258,8 +258,8 @@ def test_pairs_of_different_length(town: Model) -> None:
     ways = mine["clean"].values - mine["contrast"].values
     drawn = np.random.default_rng(0).integers(0, 8, (4000, 8))
     spread = (moved[:, drawn].sum(-1) / ways[drawn].sum(-1)).std(1)
-    big = spread > 0.01
-    assert big.any() and np.allclose(mine["sem"].values[big], spread[big], rtol=0.5)
+    assert (spread > 1e-6).all()
+    assert np.allclose(mine["sem"].values, spread, rtol=0.4)
 
 
 def test_the_answers_may_be_the_models_own(town: Model) -> None:
@@ -365,12 +365,11 @@ def test_refusals(town: Model) -> None:
         activation_patching(town, pair, sites="router_logits")
     with pytest.raises(OutOfRange):
         activation_patching(town, pair, draws=0)
-    same = Pairs.one("The capital of France is", "The capital of France is", "Paris")
-    with pytest.raises(PairError):
-        activation_patching(town, same)
     alike = Pairs.one(
         "When Kate and Paul went to the office, Kate lent a gift to",
         "When Kate and Paul went to the school, Kate lent a gift to",
     )
     with pytest.raises(PairError, match="says the same"):
         activation_patching(town, alike)
+    with pytest.raises(PairError, match="does not tell"):
+        activation_patching(town, alike.with_answers("Paul"), metric="rank")

@@ -1,6 +1,7 @@
 """Patterns, entropy and value weights against brute force and planted patterns."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,11 @@ from random_models import random_model
 import underhood as uh
 from underhood.core.errors import NotOffered, OutOfRange, UsageError
 from underhood.methods.read.attention import attention
+
+
+def _views(result: Any) -> list[Any]:
+    return result.view.views
+
 
 TEXT = "w11 w12 w13 w11 w14 w15"
 
@@ -36,7 +42,7 @@ def test_uniform_and_single_key_patterns_have_the_known_entropies(llama: uh.Mode
     # Random heads lie strictly between the two.
     other = result["mean_entropy"].sel(layer=2).values
     assert (other > 0).all() and (other < expected[1:].mean()).all()
-    thumbs = next(v for v in result.view.views if v.kind == "heads")
+    thumbs = next(v for v in _views(result) if v.kind == "heads")
     assert thumbs.heads[0].label == "0.3"
 
 
@@ -47,7 +53,7 @@ def test_statistics_agree_with_the_recorded_pattern(llama: uh.Model) -> None:
     for head in range(4):
         for query in range(6):
             row = pattern[head, query, : query + 1].double()
-            here = dict(layer=1, head=head, query=query)
+            here = {"layer": 1, "head": head, "query": query}
             entropy = -float((row * row.log()).sum())
             assert float(result["entropy"].sel(here)) == pytest.approx(entropy, abs=1e-5)
             assert int(result["top_key"].sel(here)) == int(row.argmax())
@@ -78,6 +84,8 @@ def test_layers_without_attention_are_skipped_or_refused() -> None:
         attention(hybrid, TEXT, layers=(0,))
     with pytest.raises(NotOffered):
         attention(random_model("mamba"), TEXT)
+    with pytest.raises(NotOffered, match="encoder"):
+        attention(random_model("t5"), TEXT)
 
 
 def test_sliding_windows_and_leftover_weight_keep_entropy_below_uniform() -> None:
@@ -92,9 +100,9 @@ def test_sliding_windows_and_leftover_weight_keep_entropy_below_uniform() -> Non
 
 def test_heads_are_drawn_as_named_and_refused_before_the_forward(llama: uh.Model) -> None:
     result = attention(llama, TEXT, heads=("2.1", "0.0"))
-    thumbs = next(v for v in result.view.views if v.kind == "heads")
+    thumbs = next(v for v in _views(result) if v.kind == "heads")
     assert [h.label for h in thumbs.heads] == ["2.1", "0.0"]
-    grid = next(v for v in result.view.views if v.kind == "grid")
+    grid = next(v for v in _views(result) if v.kind == "grid")
     assert grid.control is not None and grid.control.limit == grid.limit
     for wrong, error in ((("1.9",), OutOfRange), (("one",), UsageError), (("7.0",), UsageError)):
         with pytest.raises(error):

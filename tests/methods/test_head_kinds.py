@@ -1,6 +1,7 @@
-"""Head kinds: planted patterns are found exactly, and the built-in model copies by what is named."""
+"""Head kinds: planted patterns are found exactly; the built-in model copies by what is named."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,26 +75,25 @@ def _match(ids: Tensor, offset: int) -> Tensor:
 def test_a_head_that_matches_content_is_named(
     gpt2: uh.Model, monkeypatch: pytest.MonkeyPatch, kind: str, offset: int
 ) -> None:
-    """The pattern depends on the tokens, so the control is 0; the batch is replaced per forward."""
+    """A head whose pattern depends on the tokens passes the control that fixed offsets fail."""
     plain_run = uh.Model.run
 
-    def run(self: uh.Model, tokens: uh.Tokens, **options: object) -> uh.Run:
-        pattern = _match(tokens.ids, offset)
-        options["edits"] = [uh.Edit("pattern.2.0", uh.patch(pattern))]
-        return plain_run(self, tokens, **options)  # type: ignore[arg-type]
+    def run(self: uh.Model, inputs: object, **options: object) -> uh.Run:
+        if isinstance(inputs, uh.Tokens):  # the sequences; tokens that stand alone pass by
+            options["edits"] = [uh.Edit("pattern.2.0", uh.patch(_match(inputs.ids, offset)))]
+        return plain_run(self, inputs, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(uh.Model, "run", run)
-    data = draw(gpt2, None, samples=4, length=9, seed=0)
-    assert data.start == 1
-    from underhood.methods.read._repeats import look, uniform
-
-    seen = look(gpt2, data.repeated, data, [0, 1, 2], None)
-    bare = look(gpt2, data.control, data, [0, 1, 2], None)
-    column = data.reach + offset
-    assert seen.from_duplicate[2][:, 0, column].tolist() == pytest.approx([1.0] * 4)
-    assert bare.from_duplicate[2][:, 0, column].tolist() == pytest.approx([0.0] * 4)
-    half, _ = uniform(data, causal=seen.causal)
-    assert half == pytest.approx(np.mean([1 / k for k in range(11, 20)]))
+    result = head_kinds(gpt2, samples=4, length=9)
+    assert [tuple(p) for p in np.argwhere(result["kind"].values != "").tolist()] == [(2, 0)]
+    assert str(result["kind"].values[2, 0]) == kind
+    assert float(result[kind].values[2, 0]) == pytest.approx(1.0)
+    assert int(result[f"{kind}_offset"].values[2, 0]) == offset
+    # BOS and 9 tokens before: the second half's queries see 11 to 19 keys.
+    chance = float(np.mean([1 / k for k in range(11, 20)]))
+    assert result.data.attrs["uniform_half"] == pytest.approx(chance)
+    assert float(result[f"{kind}_unrepeated"].values[2, 0]) == 0.0
+    assert float(result[f"{kind}_control"].values[2, 0]) == pytest.approx(chance)
 
 
 def test_uniform_heads_score_uniform(gpt2: uh.Model) -> None:
@@ -173,7 +173,7 @@ def test_grouped_hybrid_and_missing_attention() -> None:
 
 def test_copy_score_of_hand_made_heads() -> None:
     """W_O = W_V^T with tied embeddings copies (+1); its negative anticopies (-1)."""
-    module = tiny("llama", tie_word_embeddings=True, num_key_value_heads=4).module
+    module: Any = tiny("llama", tie_word_embeddings=True, num_key_value_heads=4).module
     model = uh.load(module)
     attention = module.model.layers[1].self_attn
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_copy_score_of_hand_made_heads() -> None:
 
 def test_successor_score_of_a_hand_made_head() -> None:
     """A head whose OV maps each month's effective embedding to the next month's unembedding."""
-    module = tiny("llama", num_attention_heads=1, num_key_value_heads=1, head_dim=32).module
+    module: Any = tiny("llama", num_attention_heads=1, num_key_value_heads=1, head_dim=32).module
     model = uh.load(module)
     months = list(range(20, 32))
     [after] = ov._alone(model, months, [2], "ln1", through_mlp=True)

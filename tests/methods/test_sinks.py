@@ -60,9 +60,7 @@ def test_drain_and_peak_follow_a_planted_value_and_stream() -> None:
     expected = (sizes[0] / sizes.median(0).values).repeat_interleave(2)
     np.testing.assert_allclose(result["drain"].sel(layer=1), expected, rtol=1e-4)
     stream = model.run(WORDS, record="resid_post", edits=plan)["resid_post"][:, 0].norm(dim=-1)
-    np.testing.assert_allclose(
-        result["peak"], stream[:, 0] / stream.median(-1).values, rtol=1e-4
-    )
+    np.testing.assert_allclose(result["peak"], stream[:, 0] / stream.median(-1).values, rtol=1e-4)
     assert float(result["peak"][1]) > 20 * float(result["peak"][0])
     assert float(result["peak_control"][1]) < 3
 

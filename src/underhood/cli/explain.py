@@ -62,11 +62,16 @@ def explain(
 
 
 def _print(found: "Explanation") -> None:
-    for line in found.lines():
-        if render.terminal():
-            render.stdout().print(render.one_line(line))
-        else:
-            typer.echo(render.one_line(line))
+    lines = [render.one_line(line) for line in found.lines()]
+    if not render.terminal():
+        typer.echo("\n".join(lines))
+        return
+    from rich.table import Table
+
+    out = Table.grid(padding=(0, 1))
+    for line in lines:
+        out.add_row("•", line)
+    render.stdout().print(out)
 
 
 def _open(path: Path) -> None:

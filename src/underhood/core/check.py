@@ -262,7 +262,7 @@ def _writes_back(bench: _Bench) -> float:
     return worst
 
 
-def _edits_act(bench: _Bench) -> float:
+def _edits_act(bench: _Bench) -> None:
     """Halving and shifting a site changes the output, for every writable site."""
     idle = []
     for site in _writable(bench):
@@ -273,7 +273,6 @@ def _edits_act(bench: _Bench) -> float:
             idle.append(str(site))
     if idle:
         raise SelfCheckFailed("edits without effect", given=", ".join(idle))
-    return 0.0
 
 
 def _writable(bench: _Bench) -> list[Site]:
@@ -354,7 +353,7 @@ def _cache_is_full(bench: _Bench) -> float:
     return edited if edited <= TOLERANCE else max(edited - 3 * bare, 0.0)
 
 
-def _leaves_nothing(bench: _Bench) -> float:
+def _leaves_nothing(bench: _Bench) -> None:
     """No hooks, patches or changed weights after all of the above."""
     hooks = _hooks(bench.model)
     if hooks != bench.run.provenance["hooks"] or active_patches():
@@ -362,7 +361,6 @@ def _leaves_nothing(bench: _Bench) -> float:
     bench.model.__dict__.pop("fingerprint", None)
     if bench.model.fingerprint != bench.run.provenance["weights"]:
         raise SelfCheckFailed("weights changed", given=bench.model.fingerprint)
-    return 0.0
 
 
 def _hooks(model: "Model") -> int:
@@ -372,7 +370,7 @@ def _hooks(model: "Model") -> int:
     )
 
 
-LAWS: dict[str, Callable[[_Bench], float]] = {
+LAWS: dict[str, Callable[[_Bench], float | None]] = {
     "recording changes nothing": _transparent,
     "pattern rows sum to one": _rows_sum,
     "pattern x values = z": _pattern_times_values,
@@ -413,7 +411,7 @@ def check(model: "Model", inputs: "Inputs | None" = None) -> CheckReport:
     return report
 
 
-def _row(name: str, law: Callable[[_Bench], float], bench: _Bench) -> CheckRow:
+def _row(name: str, law: Callable[[_Bench], float | None], bench: _Bench) -> CheckRow:
     try:
         value = law(bench)
     except _NotHere as reason:
@@ -425,7 +423,7 @@ def _row(name: str, law: Callable[[_Bench], float], bench: _Bench) -> CheckRow:
         return CheckRow(name, "not offered", None, error.why or error.what)
     except UnderhoodError as error:
         return CheckRow(name, "failed", None, f"{error.what}: {error.given}")
-    return CheckRow(name, "ok" if value <= TOLERANCE else "failed", value)
+    return CheckRow(name, "ok" if value is None or value <= TOLERANCE else "failed", value)
 
 
 def _default_inputs(model: "Model") -> "Inputs":

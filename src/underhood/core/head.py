@@ -122,8 +122,10 @@ class Head:
 
     @property
     def factor(self) -> float:
-        """Constant between the head module and the logits (Cohere, Granite)."""
+        """Constant between the head module and the logits (Cohere, Granite, T5)."""
         config = self._config
+        if getattr(config, "scale_decoder_outputs", False):
+            return float(config.d_model) ** -0.5
         if type(self.model.module).__name__.startswith("Granite"):
             return 1.0 / float(getattr(config, "logits_scaling", 1.0) or 1.0)
         scale = getattr(config, "logit_scale", None)

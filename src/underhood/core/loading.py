@@ -17,8 +17,9 @@ from torch import nn
 from underhood.core.errors import FileProblem, ModelNotFound, UntrustedCode, UsageError
 from underhood.core.model import Model
 
-__all__ = ["from_module", "from_pretrained"]
+__all__ = ["as_device", "as_dtype", "from_module", "from_pretrained"]
 
+REACH = 5.0  # seconds to wait for the hub
 LFS_MARK = b"version https://git-lfs"
 
 
@@ -62,6 +63,9 @@ def from_pretrained(
         raise ModelNotFound(
             f"there is no folder {name}", given=name, do="check the path, or give a hub id"
         )
+    else:
+        _check_reachable(name, revision)
+    device, dtype = as_device(device), as_dtype(dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     module = _load_module(name, common | {"dtype": dtype or "auto"} | options)
     tokenizer = _load_tokenizer(name, common)
@@ -70,6 +74,75 @@ def from_pretrained(
     module.eval()
     return Model(
         module, tokenizer, name=label or name, pad_id=_pad_id(tokenizer, pad_token)
+    )
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """A device that exists here.
+
+    Raises:
+        UsageError: Unknown, or not on this machine.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"there is no device {str(device)!r} here",
+            given=str(device),
+            why=str(error).splitlines()[0],
+            do="use cpu, or a device that `underhood doctor` lists",
+        ) from error
+    return found
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating precision by name.
+
+    Raises:
+        UsageError: No such precision.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(
+            f"there is no precision {str(dtype)!r}",
+            given=str(dtype),
+            do="use float32, bfloat16, float16 or float64",
+        )
+    return found
+
+
+def _check_reachable(name: str, revision: str | None) -> None:
+    """Whether a hub id is in the cache or can be asked for, without minutes of retries."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if try_to_load_from_cache(name, "config.json", revision=revision):
+            return
+        HfApi().model_info(name, revision=revision, timeout=REACH)
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", 0) in (401, 403):
+            return  # private or gated: transformers says so better
+        raise _not_found(name, f"the hub has no such model ({error})") from error
+    except (HFValidationError, ValueError) as error:
+        raise _not_found(name, f"this is not a hub id ({error})") from error
+    except Exception as error:  # no network: every HTTP library has its own word for it
+        place = constants.HF_HUB_CACHE
+        raise _not_found(name, f"offline, and it is not in the cache {place}") from error
+
+
+def _not_found(name: str, why: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"there is no model {name!r}",
+        given=name,
+        why=why.splitlines()[0][:300],
+        do="check the name; go online once; give a local folder; or use the built-in model:"
+        " leave the name out",
     )
 
 
@@ -158,22 +231,13 @@ def _explained(name: str, error: Exception) -> Exception:
             given=name,
             do="read that code on its page; then pass trust_remote_code=True",
         )
-    from huggingface_hub import constants
-
-    if Path(name).is_dir():
-        return FileProblem(
-            "the folder's model cannot be loaded",
-            given=name,
-            why=text.splitlines()[0][:300],
-            do="check that config.json, the weights and this version of transformers fit together",
-        )
-    return ModelNotFound(
-        f"there is no model {name!r} in the cache, and it could not be fetched",
+    if not Path(name).is_dir():
+        return _not_found(name, text)
+    return FileProblem(
+        "the folder's model cannot be loaded",
         given=name,
-        why=f"offline, or no such id; the cache is {constants.HF_HUB_CACHE}"
-        f" ({text.splitlines()[0][:160]})",
-        do="check the name; go online once; give a local folder; or use the built-in model:"
-        " leave the name out",
+        why=text.splitlines()[0][:300],
+        do="check that config.json, the weights and this version of transformers fit together",
     )
 
 

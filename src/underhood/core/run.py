@@ -112,8 +112,8 @@ class Run:
             if read.site == site:
                 return value
         for read, value in self.recorded.items():
-            if read.site == site.whole and site.unit is not None:
-                return value.select(site.kind.axes.index(site.kind.unit or ""), site.unit)
+            if read.site == site.whole and site.kind.unit in site.kind.axes and site.unit is not None:
+                return value.select(site.kind.axes.index(site.kind.unit), site.unit)
         raise self._missing(site)
 
     def _missing(self, site: Site) -> SiteNotFound:
@@ -130,7 +130,9 @@ class Run:
         site = self._site(key)
         axes = site.kind.axes
         if site.unit is not None:
-            axes = tuple(a for a in axes if a != site.kind.unit)
+            # One expert of several: its share of every slot is summed.
+            gone = site.kind.unit if site.kind.unit in axes else "slot"
+            axes = tuple(a for a in axes if a != gone)
         if site.path:
             axes = ("batch", *(f"dim_{i}" for i in range(1, self[site].ndim)))
         return ("layer", *axes) if site.spreads else axes

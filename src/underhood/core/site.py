@@ -131,7 +131,6 @@ _TL_LAYERED = {
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out",
-    "hook_mlp_in": "mlp_in",
     "hook_mlp_out": "mlp_out",
     "ln1.hook_normalized": "ln1",
     "ln2.hook_normalized": "ln2",
@@ -178,6 +177,12 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.name in MODULE_KINDS:
+            if (self.layer, self.unit, self.stack) != (None, None, ""):
+                raise SiteNotFound(
+                    f"a {self.name!r} site has a path only",
+                    given=f"layer={self.layer}, unit={self.unit}, stack={self.stack!r}",
+                    do=f"write {self.name}:{self.path or 'PATH'}",
+                )
             return
         if self.name not in KINDS:
             raise SiteNotFound(
@@ -186,7 +191,24 @@ class Site:
                 do=f"use one of the nearest names: {nearest(self.name, KINDS)};"
                 " `underhood inspect MODEL --sites` lists those of a model",
             )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Refuse what has no text form: it would be another site once saved and read."""
         kind = KINDS[self.name]
+        if self.stack and self.stack not in STACKS:
+            raise SiteNotFound(
+                f"there is no stack named {self.stack!r}",
+                given=repr(self.stack),
+                do=f"use one of {', '.join(STACKS)}, or none",
+            )
+        if self.path or min(self.layer or 0, self.unit or 0) < 0:
+            raise SiteNotFound(
+                f"this is not a place of the site {self.name!r}",
+                given=f"layer={self.layer}, unit={self.unit}, path={self.path!r}",
+                why="layers and units count from 0, and only module: sites have a path",
+                do=f"write {self.name}.LAYER or {self.name}.LAYER.UNIT",
+            )
         if self.layer is not None and not kind.layered:
             raise SiteNotFound(
                 f"the site {self.name!r} has no layers", given=str(self), do=f"write {self.name}"
@@ -251,12 +273,13 @@ class Site:
         if head in STACKS and rest:
             stack, head, *rest = head, *rest
         if len(rest) > 2 or not all(r.isdecimal() for r in rest):
-            known = [*KINDS, *_TL_PLAIN, *(f"blocks.0.{n}" for n in _TL_LAYERED)]
+            known = [*KINDS, *_TL_PLAIN, *(f"blocks.{tl[1] if tl else 0}.{n}" for n in _TL_LAYERED)]
+            close = text if tl or not rest else head
             raise SiteNotFound(
                 f"{text!r} is not the name of a site",
                 given=text,
                 why="a site reads NAME, NAME.LAYER or NAME.LAYER.UNIT, with numbers from 0",
-                do=f"use one of the nearest names: {nearest(head if rest else text, known)}",
+                do=f"use one of the nearest names: {nearest(close, known)}",
             )
         layer, unit = (*(int(r) for r in rest), None, None)[:2]
         if head in KINDS and not KINDS[head].layered and layer is not None and unit is None:

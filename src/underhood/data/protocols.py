@@ -27,7 +27,7 @@ class Reads(Protocol):
         """
         ...
 
-    def token_text(self, id: int) -> str:
+    def token_text(self, id: int, /) -> str:
         """The text of one token.
 
         Raises:

@@ -160,11 +160,11 @@ def _section(
     found: Explanation,
     seed: int,
 ) -> Section:
-    """One part; a part that the model cannot offer says why instead."""
+    """One part; where model or prompt do not allow it (no attention, too short), it says why."""
     number, title, question = _TITLES[name]
     try:
         views = part(model, found, seed)
-    except NotOffered as error:
+    except (NotOffered, UsageError) as error:
         views = [sentences([f"{error.what}. {error.why or ''}"], title="Not offered here")]
     return Section(id=name, number=number, title=title, question=question, views=views)
 

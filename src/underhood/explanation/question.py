@@ -19,6 +19,7 @@ from underhood.data import Pairs
 __all__ = ["Question", "ask"]
 
 NEAREST = 4  # replacements tried per position
+ALIKE = 40  # words among which a word of the prompt itself counts as alike
 ROWS = 64  # prompts per forward while searching
 
 
@@ -141,14 +142,15 @@ def _search(model: Model, tokens: Tokens, said: int, wrong: int | None) -> Token
     ids = tokens.ids[0]
     special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
     rows, seen = [], set()
-    for place, token in enumerate(ids.tolist()):
+    for place, token in enumerate(ids.tolist()[:-1]):  # another last word asks something else
         if token in special:
             continue
-        near = (unit @ unit[token]).topk(min(NEAREST + 1 + len(special), len(unit))).indices
-        fresh = [t for t in near.tolist() if t != token and t not in special][:NEAREST]
+        near = (unit @ unit[token]).topk(min(ALIKE, len(unit))).indices.tolist()
+        fresh = [t for t in near if t != token and t not in special]
         # A word of the prompt itself is often the sharpest contrast (the other name).
-        for other in dict.fromkeys([*fresh, *(t for t in ids.tolist() if t not in special)]):
-            if other != token and (place, other) not in seen:
+        own = [t for t in ids.tolist() if t in fresh]
+        for other in dict.fromkeys([*own, *fresh[:NEAREST]]):
+            if (place, other) not in seen:
                 seen.add((place, other))
                 row = ids.clone()
                 row[place] = other

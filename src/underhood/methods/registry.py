@@ -125,7 +125,8 @@ def _python(family: str, function: Callable[..., Any], args: Any, kwargs: Any) -
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    own = type(value).__module__.startswith("underhood.")
+    text = ("uh." if own else "") + repr(value)
     return text if len(text) < 2000 else text[:2000] + "..."
 
 

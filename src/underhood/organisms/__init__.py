@@ -95,7 +95,23 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of an organism and how it is trained."""
+    """Size of an organism and how it is trained.
+
+    Attributes:
+        layers: Transformer blocks.
+        width: Size of the residual stream.
+        heads: Attention heads of a block.
+        mlp: Hidden units of a block's MLP.
+        context: Most tokens that the model accepts.
+        steps: Optimizer steps.
+        lr: Peak learning rate (AdamW).
+        warmup: Steps until the peak.
+        stretch: Length of the learning rate's cosine, as a multiple of all steps.
+        cooldown: Fraction of all steps, the last ones, in which the rate also falls to 0 linearly.
+        decay: Weight decay.
+        context_weight: Loss weight of words that cannot be foretold.
+        phases: The mixes of tasks, in order.
+    """
 
     layers: int
     width: int
@@ -105,6 +121,8 @@ class Recipe:
     steps: int
     lr: float
     warmup: int
+    stretch: float
+    cooldown: float
     decay: float
     context_weight: float
     phases: tuple[Phase, ...]

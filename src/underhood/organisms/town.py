@@ -323,13 +323,15 @@ ORGANISM = Organism(
         heads=4,
         mlp=256,
         context=128,
-        steps=4000,
+        steps=2400,
         lr=2e-3,
         warmup=100,
+        stretch=5 / 3,
+        cooldown=0.25,
         decay=0.01,
         context_weight=0.1,
         phases=(
-            Phase(0.2, (("induction", 96),)),
+            Phase(1 / 3, (("induction", 96),)),
             Phase(
                 1.0,
                 (

@@ -43,7 +43,7 @@ def train(
     """Train an organism, measure it on held-out prompts, and write its folder and card.
 
     A run that was stopped goes on from `out/checkpoint.pt` and ends with the same weights as one
-    that was not. Cost: `town` takes about a quarter of an hour on one CPU core.
+    that was not. Cost: `town` takes some ten minutes on one free CPU core.
 
     Args:
         name: The organism.
@@ -233,11 +233,12 @@ class Run:
         return (losses * weights[:, 1:]).sum()
 
     def _rate(self) -> float:
-        """Learning rate: linear warm-up, then a cosine."""
+        """Learning rate: linear warm-up, a cosine that goes down slowly, linear cool-down."""
         recipe = self.organism.recipe
         warm = min(1.0, (self.step + 1) / recipe.warmup)
-        curve = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
-        return recipe.lr * warm * (_FLOOR + (1 - _FLOOR) * curve)
+        curve = 0.5 * (1 + math.cos(math.pi * self.step / (recipe.stretch * self.steps)))
+        cool = min(1.0, (self.steps - self.step) / (recipe.cooldown * self.steps))
+        return recipe.lr * warm * cool * (_FLOOR + (1 - _FLOOR) * curve)
 
 
 def build_model(what: Organism) -> LlamaForCausalLM:

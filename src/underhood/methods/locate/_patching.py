@@ -20,7 +20,7 @@ from underhood.core.run import Run
 from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Tokens, Where
-from underhood.data import EncodedPairs, Metric
+from underhood.data import EncodedPairs, Metric, normalised
 
 __all__ = ["Asked", "Cell", "Found", "patched"]
 
@@ -99,6 +99,8 @@ def patched(model: Model, pairs: EncodedPairs, asked: Asked) -> Found:
         block = _Block(model, _part(pairs, rows), asked, rows, means)
         if found is None:
             found = _empty(block.cells(columns), batch, asked.draws)
+        if len(blocks) == 1:  # refuse ends that do not differ before the cells are run
+            normalised(0.0, *(float(end.mean()) for end in block.ends))
         block.fill(found)
     assert found is not None
     return found

@@ -7,12 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from underhood.core.errors import OutOfRange, UsageError
+from underhood.core.errors import NotOffered, OutOfRange, UsageError
 from underhood.core.model import Model
 from underhood.core.site import Site
 from underhood.core.tokens import Tokens
 
-__all__ = ["attending", "batches", "bos_of", "id_rows", "names_of", "ordinary", "pad_heads", "site"]
+__all__ = [
+    "attending", "batches", "bos_of", "check_head", "check_reads_text", "id_rows", "names_of",
+    "ordinary", "pad_heads", "site", "visible_keys",
+]  # fmt: skip
 
 ROWS = 8  # prompts per forward: bounds the memory that patterns of all layers take
 
@@ -22,6 +25,21 @@ def site(model: Model, name: str, layer: int | None = None, unit: int | None = N
     return Site(name, layer, unit, stack=model.main)
 
 
+def check_reads_text(model: Model) -> None:
+    """Refuse encoder-decoder models: one prompt does not say what their decoder reads.
+
+    Raises:
+        NotOffered: The model is one.
+    """
+    if model.main == "dec":
+        raise NotOffered(
+            "this method reads one text, and the model has an encoder and a decoder",
+            given=repr(model),
+            why="a prompt goes to the encoder; nothing says what the decoder reads",
+            do="record pattern or resid_post with model.run and both inputs",
+        )
+
+
 def attending(model: Model, layers: Sequence[int] | None = None) -> list[int]:
     """Layers with a softmax over keys: all of them, or those asked for.
 
@@ -29,6 +47,7 @@ def attending(model: Model, layers: Sequence[int] | None = None) -> list[int]:
         NotOffered: The model has none, or a layer that was asked for has none.
         OutOfRange: A layer that the model lacks.
     """
+    check_reads_text(model)
     if layers is None:
         return [s.layer for s in model.resolve(site(model, "pattern")) if s.layer is not None]
     if not layers:
@@ -38,13 +57,13 @@ def attending(model: Model, layers: Sequence[int] | None = None) -> list[int]:
     return found
 
 
-def heads_of(model: Model, layer: int, heads: int) -> None:
+def check_head(model: Model, layer: int, head: int) -> None:
     """Refuse a query head that a layer lacks."""
     count = model.size(site(model, "pattern", layer), "head") or model.n_heads
-    if not 0 <= heads < count:
+    if not 0 <= head < count:
         raise OutOfRange(
-            f"layer {layer} has no head {heads}",
-            given=f"{layer}.{heads}",
+            f"layer {layer} has no head {head}",
+            given=f"{layer}.{head}",
             why=f"it has {count} query heads",
             do=f"use {layer}.0 to {layer}.{count - 1}",
         )
@@ -87,6 +106,7 @@ def id_rows(model: Model, prompts: Sequence[str], *, least: int = 1) -> list[lis
     Raises:
         UsageError: No prompt, or one with fewer than `least` tokens.
     """
+    check_reads_text(model)
     if isinstance(prompts, str):
         raise UsageError("several prompts are expected", given=repr(prompts), do=f"[{prompts!r}]")
     if not prompts:

@@ -22,7 +22,7 @@ from underhood.core.run import Run
 from underhood.core.taps.modules import weight_in_out
 from underhood.methods.read._attention import (
     attending,
-    heads_of,
+    check_head,
     names_of,
     pad_heads,
     site,
@@ -133,7 +133,7 @@ def _parse(model: Model, heads: tuple[str, ...] | None, layers: list[int]) -> li
                 why=f"they are {', '.join(map(str, layers))}",
                 do="name it in layers",
             )
-        heads_of(model, int(layer), int(head))
+        check_head(model, int(layer), int(head))
     return list(heads or ())
 
 

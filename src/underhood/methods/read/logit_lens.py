@@ -226,7 +226,7 @@ def _layers_at_once(rows: int) -> int:
 
 
 def _log_probs(logits: Float[Tensor, "*row vocab"]) -> Float[Tensor, "*row vocab"]:
-    """Log-probabilities in float32; tokens ruled out get the least number, so that 0 times it is 0."""
+    """In float32; tokens ruled out get the least number, so that zero times it is zero."""
     return logits.float().log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
 
 

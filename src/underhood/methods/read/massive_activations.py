@@ -78,7 +78,7 @@ def massive_activations(
         none), `dims`, `tokens`.
 
     Raises:
-        NotOffered: The model has no residual stream.
+        NotOffered: The model has no residual stream, or an encoder and a decoder.
         UsageError: No prompts, or a ratio not above 1.
 
     Cost: one forward.
