@@ -262,10 +262,11 @@ def test_a_gate_must_run_first() -> None:
 def test_a_gate_on_the_position_before() -> None:
     """With lag 1, in cached generation: open where the previous position's reading is high."""
     m = model("llama")
-    gate = Gate("resid_post.2", W, threshold=0.0, lag=1)
+    direction = vector(D, 7)
+    gate = Gate("resid_post.2", direction, threshold=0.0, lag=1)
     push = Edit("resid_post.0", uh.add(V), gate=gate)
     made = m.generate(one(PROMPT), max_new_tokens=8, min_new_tokens=8, edits=push, record=["resid_post.2", "resid_post.0"])
-    last = made.run["resid_post.2"][0] @ W  # every position that was run
+    last = made.run["resid_post.2"][0] @ direction  # every position that was run
     opened = [i for i in range(9, 16) if float(last[i - 1]) > 0]
     assert made.fired[0].places == len(opened)
     assert 0 < len(opened) < 7, "choose another seed: the gate never changed"
@@ -389,10 +390,14 @@ def test_attend_names_keys_that_exist() -> None:
         uh.attend(block=-1)
     with pytest.raises(OutOfRange):
         uh.attend(only=(2, -3))
-    with pytest.raises(OutOfRange, match="position 9"):
+    with pytest.raises(OutOfRange, match="at position 9"):
         m.run(one(PROMPT), edits=Edit("scores.1", uh.attend(block=9)))
-    with pytest.raises(EditNeverFired, match="nothing"):
-        uh.Edit("scores.1", uh.attend())
+    with pytest.raises(UsageError, match="hides nothing"):
+        uh.attend()
+    with pytest.raises(UsageError, match="nothing"):
+        uh.route()
+    with pytest.raises(EditNeverFired, match="no query anything"):
+        m.run(one(PROMPT), edits=Edit("scores.1", uh.attend(only=())))
 
 
 # Gradients ---------------------------------------------------------------------------------------

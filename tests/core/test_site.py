@@ -96,7 +96,7 @@ def test_typos_are_answered_with_the_nearest(typed: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "resid_post.-1", "resid_post.1.2.3", "z.1.x", "embed.1.2", "resid_post.1.", ".z.1",
+    ["", "module:", "resid_post.-1", "resid_post.1.2.3", "z.1.x", "embed.1.2", "resid_post.1.", ".z.1",
      "enc.enc.z.1", "enc", "dec.", "pattern.1..2", "router_index.0.1", "z. 1"],
 )  # fmt: skip
 def test_malformed(text: str) -> None:
@@ -114,6 +114,7 @@ def test_malformed(text: str) -> None:
         {"name": "z", "layer": 1, "stack": "encoder"},
         {"name": "z", "layer": 1, "path": "model.layers.0"},
         {"name": "module", "layer": 1, "path": "lm_head"},
+        {"name": "module"},
     ],
 )
 def test_what_has_no_text_form_cannot_be_made(arguments: dict[str, object]) -> None:

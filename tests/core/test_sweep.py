@@ -18,9 +18,11 @@ from underhood.core.errors import (
 )
 from underhood.core.model import Model
 from underhood.core.site import Site
+from underhood.core.growing import groups, why_not
 from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Tokens, Where
 
+ENGINE = ["gpt2", "llama", "mistral", "gemma2", "gemma3", "qwen3", "gpt_neox", "olmo2", "mixtral"]
 FAMILIES = ("gpt2", "llama", "gemma3", "mixtral", "mistral")
 NAMES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "v", "pattern")
 
@@ -70,14 +72,67 @@ def random_cells(model: Model, tokens: Tokens, seed: int = 0, n: int = 24) -> li
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sweep_equals_the_loop(family: str) -> None:
+    """Plainly batched, and with a shared prefix."""
     model = uh.load(f"random/{family}")
     tokens = batch(model, [9, 9, 9])
     cells = random_cells(model, tokens)
-    found = sweep(model, tokens, cells, half)
     expected = naive(model, tokens, cells)
     assert expected.std(0).min() > 1e-3  # the cells do different things
-    assert (found.values - expected).abs().max() < 1e-5
-    assert found.passes == 2 and "plain batching" in found.how  # 21 cells of 3 rows a pass
+    for share, how in ((False, "plain batching"), (True, "shared prefix")):
+        found = sweep(model, tokens, cells, half, share=share)
+        assert (found.values - expected).abs().max() < 1e-5
+        assert how in found.how
+        assert share or found.passes == 2  # 21 cells of 3 rows a pass
+
+
+@pytest.mark.parametrize("family", ENGINE)
+def test_the_engine_is_exact(family: str) -> None:
+    """Every writable site of every layer, early, middle and late: shared = one by one."""
+    model = uh.load(f"random/{family}")
+    tokens = batch(model, [12])
+    other = batch(model, [12], 1)
+    other.ids[0, :4] = tokens.ids[0, :4]  # a common prefix, as in real pairs
+    names = [n for n in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "k", "v", "pattern")
+             if model.offers(n)]  # fmt: skip
+    source = model.run(other, record=names)
+    cells = [Edit(s, uh.patch(source), p) for s in source.sites for p in (4, 8, 11)]
+    assert why_not(model, [model.plan(c, lengths=[12], generating=False) for c in cells]) is None
+    found = sweep(model, tokens, cells, half, batch_size=16)
+    assert "shared prefix" in found.how
+    assert (found.values - naive(model, tokens, cells)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "bloom", "deepseek_v3", "rwkv"])
+def test_what_cannot_be_shared_is_batched_plainly(family: str) -> None:
+    model = uh.load(f"random/{family}")
+    tokens = batch(model, [7])
+    cells = [Edit(f"resid_post.{i}", uh.scale(0.5), p) for i in (0, 1) for p in (1, 5)]
+    found = sweep(model, tokens, cells, half)
+    assert "plain batching" in found.how and "(" in found.how
+    assert (found.values - naive(model, tokens, cells)).abs().max() < 1e-4
+
+
+def test_groups_cover_every_cell_once_and_respect_the_cap() -> None:
+    model = uh.load("random/gpt2")
+    edits = [Edit(f"resid_pre.{i}", uh.zero(), p) for i in range(3) for p in range(12)]
+    plans = [model.plan(e, lengths=[12], generating=False) for e in edits]
+    found = groups(plans, 12, 3, 5)
+    assert sorted(c for g in found for c in g) == list(range(36))
+    assert max(map(len, found)) <= 5
+
+
+def test_a_family_that_couples_rows_falls_back() -> None:
+    """A model whose rows see each other is noticed by its unedited row, and batched plainly."""
+    model = uh.load("random/gpt2")
+    block = model.module.get_submodule("transformer.h.1")
+    handle = block.register_forward_hook(lambda m, a, out: out + 0.1 * out.mean(0, keepdim=True))
+    try:
+        tokens = batch(model, [6])
+        cells = [Edit("resid_pre.1", uh.scale(2.0), p) for p in (2, 4)]
+        found = sweep(model, tokens, cells, half)
+        assert "beside a bare pass" in found.how
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -86,10 +141,11 @@ def test_prompts_of_different_length_and_any_batch_size(family: str, size: int) 
     model = uh.load(f"random/{family}")
     tokens = batch(model, [5, 9, 7])
     cells = random_cells(model, tokens, seed=3, n=10)
-    found = sweep(model, tokens, cells, half, batch_size=size)
-    assert (found.values - naive(model, tokens, cells)).abs().max() < 1e-5
-    fewest = 10 * 3 / size
-    assert found.passes >= fewest
+    expected = naive(model, tokens, cells)
+    for share in (True, False):
+        found = sweep(model, tokens, cells, half, batch_size=size, share=share)
+        assert (found.values - expected).abs().max() < 1e-5
+        assert share or found.passes >= 10 * 3 / size
 
 
 def test_left_padding() -> None:

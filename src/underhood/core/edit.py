@@ -15,9 +15,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from underhood.core.errors import PlanError, ShapeMismatch, UsageError, nearest
+from underhood.core.errors import (
+    OutOfRange,
+    PlanError,
+    ShapeMismatch,
+    UnderhoodError,
+    UsageError,
+    nearest,
+)
 from underhood.core.files import read_document, write_document
-from underhood.core.ops import OPS, Add, Call, Moment, Op
+from underhood.core.ops import OPS, Add, Attend, Call, Moment, Op, like
 from underhood.core.site import Site
 from underhood.core.tokens import Frame, Where
 
@@ -31,30 +38,71 @@ PLAN_SCHEMA = "plan/1"
 class Gate:
     """Let an edit act only where another activation lies on one side of a threshold.
 
-    The reading is `h · direction` at the gate's site, at the same position. With `lag=0` the gate
-    must run earlier in the same pass than the edit; with `lag=1` it is read at the previous
-    position (cached generation only), and is closed where there is none.
+    The reading is `h · direction` at the gate's site (a residual site, or one head as in `z.9.6`),
+    at the same position. With `lag=0` the gate must run earlier in the same pass than the edit; with
+    `lag=1` it is read at the previous position (cached generation only), and is closed where there
+    is none.
     """
 
     site: Site
     direction: Float[Tensor, " d"]
-    threshold: float = 0.0
-    above: bool = True
-    lag: int = 0
+    threshold: float
+    above: bool
+    lag: int
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "site", Site.parse(self.site))
-        if self.lag not in (0, 1):
-            raise UsageError("a gate's lag is 0 or 1", given=self.lag, do="choose one")
-        if self.site.kind.axes[-1] in ("key", "slot"):
+    def __init__(
+        self,
+        site: str | Site,
+        direction: Float[Tensor, " d"],
+        threshold: float = 0.0,
+        *,
+        above: bool = True,
+        lag: int = 0,
+    ) -> None:
+        place = Site.parse(site)
+        values = dict(
+            site=place, direction=direction, threshold=float(threshold), above=above, lag=lag
+        )
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if lag not in (0, 1):
             raise UsageError(
-                "a gate reads a vector per position", given=str(self.site), do="use a resid site"
+                "a gate's lag is 0 or 1",
+                given=lag,
+                why="it reads this position, or the one before",
+                do="choose 0 or 1",
+            )
+        vectors = _vector_axes(place) == ("batch", "pos") and place.kind.axes[-1] != "slot"
+        if place.spreads or place.path or not vectors:
+            raise UsageError(
+                "a gate reads one vector per position",
+                given=str(place),
+                why=f"its axes are {' '.join(place.kind.axes)}"
+                + (", in every layer" if place.spreads else ""),
+                do="use a residual site such as resid_post.3, or one head such as z.3.0",
             )
 
     def open(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
-        """Where the gate is open, from the gate site's activation."""
+        """Where the gate is open, from the gate site's activation.
+
+        Raises:
+            ShapeMismatch: The direction has another length than the activation.
+        """
+        if self.direction.shape[0] != h.shape[-1]:
+            raise ShapeMismatch(
+                "the gate's direction does not fit its site",
+                given=f"length {self.direction.shape[0]}",
+                why=f"{self.site} has {h.shape[-1]} on its last axis",
+                do=f"give a direction of length {h.shape[-1]}",
+            )
         reading = h.float() @ self.direction.float().to(h.device)
         return reading > self.threshold if self.above else reading < self.threshold
+
+
+def _vector_axes(site: Site) -> tuple[str, ...]:
+    """Axes before the last of what a site gives at its unit."""
+    axes = site.kind.axes
+    return tuple(a for a in axes if site.unit is None or a != site.kind.unit)[:-1]
 
 
 @dataclass(frozen=True)
@@ -68,13 +116,15 @@ class Schedule:
         Schedule(points=((0, 1.0), (10, 0.0)))
     """
 
-    points: tuple[tuple[float, float], ...]
+    points: tuple[tuple[int | float, int | float], ...]
 
     def __post_init__(self) -> None:
         steps = [s for s, _ in self.points]
         if not steps or steps != sorted(steps):
             raise UsageError(
-                "a schedule needs (step, factor) points in order", given=self.points, do="sort them"
+                "a schedule needs (step, factor) points in order",
+                given=self.points,
+                do="give at least one point, and sort them by step",
             )
 
     def factor(self, step: Tensor) -> Tensor:
@@ -193,7 +243,7 @@ class Edit:
     def changed(self, h: Tensor, moment: Moment, frame: Frame) -> Tensor:
         """The activation after this edit, as if it fired everywhere (selection comes after)."""
         if self.unit == "raw" and self.strength == 1.0 and self.schedule is None:
-            return self.op.apply(h, moment)
+            return self._applied(h, moment)
         delta = self._delta(h, moment)
         if self.schedule is not None:
             lengths = frame.prompt_lengths(h.device)[:, None]
@@ -205,12 +255,30 @@ class Edit:
 
     def _delta(self, h: Tensor, moment: Moment) -> Tensor:
         if self.unit == "raw" or not isinstance(self.op, Add):
-            return self.op.apply(h, moment) - h
-        vector = self.op.vector.to(h.dtype)
+            return self._applied(h, moment) - h
+        vector = like(self.op.vector, h)
         direction = vector / vector.norm().clamp(min=1e-12)
         if self.unit == "sigma":
             return (direction * float(self.sigma or 0.0)).expand_as(h)
         return direction * h.norm(dim=-1, keepdim=True)
+
+
+    def _applied(self, h: Tensor, moment: Moment) -> Tensor:
+        """The op's result; torch's complaint about shapes becomes ours."""
+        if isinstance(self.op, Call):
+            return self.op.apply(h, moment)
+        try:
+            return self.op.apply(h, moment)
+        except RuntimeError as error:
+            if isinstance(error, UnderhoodError):
+                raise
+            shapes = {k: tuple(v.shape) for k, v in self.op.tensors().items()}
+            raise ShapeMismatch(
+                "the edit's tensors do not fit the activation",
+                given=f"{self!r} with {shapes}",
+                why=f"the activation has shape {tuple(h.shape)} ({str(error).splitlines()[0]})",
+                do="give tensors whose last axes equal the site's",
+            ) from error
 
 
 def replace_edit(edit: Edit, **changes: Any) -> Edit:
@@ -351,8 +419,10 @@ def _edit_from(row: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     direction = own.pop("gate", None)
     where = {k: _tuples(v) for k, v in row.get("where", {}).items()}
     gate = None
-    if row.get("gate") and direction is not None:
-        gate = Gate(**(row["gate"] | {"site": Site.parse(row["gate"]["site"])}), direction=direction)
+    if row.get("gate"):
+        if direction is None:  # without its gate the edit would act everywhere
+            raise KeyError(f"{index}.gate")
+        gate = Gate(**row["gate"], direction=direction)
     schedule = Schedule(_tuples(row["schedule"])) if row.get("schedule") else None
     return Edit(
         row["site"], OPS[name](**values, **own), Where(where.pop("pos", None), **where),
@@ -366,6 +436,25 @@ def as_plan(edits: "Plan | Edit | Iterable[Edit] | None") -> Plan:
     if isinstance(edits, Plan):
         return edits
     return Plan(edits if edits is not None else ())
+
+
+def check_keys(edit: Edit, lengths: Sequence[int] | None) -> None:
+    """Refuse to hide key positions that no prompt has.
+
+    Raises:
+        OutOfRange: No row is as long as that.
+    """
+    if not isinstance(edit.op, Attend) or edit.site.name != "scores" or lengths is None:
+        return
+    longest = max(lengths, default=0)
+    for pos in (*edit.op.block, *(edit.op.only or ())):
+        if pos >= longest:
+            raise OutOfRange(
+                f"there is no key at position {pos}",
+                given=repr(edit),
+                why=f"the longest prompt has {longest} tokens",
+                do=f"use 0 to {longest - 1}",
+            )
 
 
 def check_width(edit: Edit, size: int | None) -> None:
@@ -382,3 +471,33 @@ def check_width(edit: Edit, size: int | None) -> None:
             why=f"{edit.site} has {size} on its last axis",
             do=f"give a vector of length {size}",
         )
+
+
+def in_rows(edit: Edit, rows: range, offset: int, batch: int) -> Edit | None:
+    """An edit on `batch` prompts, moved to where some of them lie in a bigger batch.
+
+    Args:
+        edit: The edit; its `where.rows` names prompts.
+        rows: The prompts that the bigger batch holds.
+        offset: Row of the first of them.
+        batch: How many prompts there are.
+
+    Returns:
+        None when the edit concerns none of these prompts.
+    """
+    named = edit.where.rows
+    own = list(range(batch)) if named is None else sorted({r % batch for r in named})
+    index = [i for i, row in enumerate(own) if row in rows]
+    if not index:
+        return None
+    taken, op = torch.tensor([own[i] for i in index]), edit.op
+    if len(index) < batch:
+        ndim = 3 if edit.site.path else len(edit.site.kind.axes) - (edit.site.unit is not None)
+        op = op.of_rows(taken, batch, ndim)
+        op = op.of_rows(torch.tensor(index), len(own), ndim) if op is edit.op else op
+    spots = (taken - rows.start + offset).tolist()
+    where = edit.where
+    there = Where(
+        where.pos, rows=spots, tokens=where.tokens, phase=where.phase, steps=where.steps
+    )
+    return replace_edit(edit, op=op, where=there)

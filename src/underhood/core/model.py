@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from underhood.core.anatomy import find_anatomy
-from underhood.core.edit import Edit, Fired, Plan, as_plan, check_width
+from underhood.core.edit import Edit, Fired, Plan, as_plan, check_keys, check_width
 from underhood.core.errors import (
     NotFinite,
     NotOffered,
@@ -225,15 +225,27 @@ class Model:
     # Running -------------------------------------------------------------------------------------
 
     def plan(
-        self, edits: Plan | Edit | Iterable[Edit] | None, *, lengths: Sequence[int], generating: bool
+        self,
+        edits: Plan | Edit | Iterable[Edit] | None,
+        *,
+        lengths: Sequence[int] | None,
+        generating: bool,
     ) -> Plan:
-        """Edits made concrete for this model, or a refusal before anything runs."""
+        """Edits made concrete for this model, or a refusal before anything runs.
+
+        Args:
+            edits: The edits.
+            lengths: Prompt tokens of each row; None when the batch is not known yet.
+            generating: Whether tokens will be generated.
+        """
         given = as_plan(edits)
         if given.model is not None:
             self._check_origin(given)
         concrete: list[Edit] = []
         for edit in given:
             edit.where.validate(lengths=lengths, generating=generating)
+            if not generating:
+                check_keys(edit, lengths)
             sites = self.resolve(edit.site)
             if edit.gate is not None:
                 self.resolve(edit.gate.site)
@@ -273,13 +285,19 @@ class Model:
             return self._mapping(inputs)
         if isinstance(inputs, Tensor) and inputs.is_floating_point():
             return None, {"": inputs.to(self.device)}
+        if self.main == "dec":
+            raise UsageError(
+                "an encoder-decoder model reads two sequences, and one was given",
+                given=repr(inputs)[:80],
+                do="pass {'input_ids': ids, 'decoder_input_ids': ids}",
+            )
         if isinstance(inputs, Tensor):
             tokens = self.text.of_ids(inputs, None)
         elif isinstance(inputs, Tokens):
             tokens = inputs
         else:
             tokens = self.tokens(inputs, padding=padding)
-        self._check_padding(tokens)
+        self._check_padding(self.text.checked(tokens, vocabulary=self._vocabulary))
         tokens = tokens.to(self.device)
         given: dict[str, Any] = {"input_ids": tokens.ids}
         if not bool(tokens.mask.all()):
@@ -306,12 +324,19 @@ class Model:
         mask = given.get("decoder_attention_mask" if self.main == "dec" else "attention_mask")
         tokens = self.text.of_ids(ids, mask) if ids is not None else None
         if tokens is not None:
-            self._check_padding(tokens)
+            self._check_padding(self.text.checked(tokens, vocabulary=self._vocabulary))
         starts = tokens is not None and any(tokens.starts)
         if starts and tokens is not None and "position_ids" not in given:
             if "position_ids" in self._forward_names and self.main == "":
                 given["position_ids"] = tokens.position_ids + self._first_position
         return tokens, given
+
+    @cached_property
+    def _vocabulary(self) -> int | None:
+        """Rows of the token embedding, where there is one."""
+        point = self.anatomy.stacks[self.main].points.get("embed") if self.anatomy.stacks else None
+        module = self.module.get_submodule(point.path) if point else None
+        return getattr(module, "num_embeddings", None)
 
     @cached_property
     def _first_position(self) -> int:
@@ -360,7 +385,7 @@ class Model:
         """
         tokens, given = self.batch(inputs, padding=padding)
         reads = self.reads(record, at=at, device=device, dtype=dtype)
-        lengths = tokens.lengths if tokens is not None else [2**31]
+        lengths = tokens.lengths if tokens is not None else None
         for read in reads:
             read.where.validate(lengths=lengths, generating=False)
         plan = self.plan(edits, lengths=lengths, generating=False)
@@ -422,7 +447,7 @@ class Model:
             EditNeverFired: At the end, when an edit acted nowhere.
         """
         flat = [e for item in edits for e in (item if isinstance(item, Plan) else [item])]
-        plan = self.plan(flat, lengths=[2**31], generating=True)
+        plan = self.plan(flat, lengths=None, generating=True)
         session = Session(self.module, self.anatomy, plan)
         with session:
             yield session.fired
@@ -452,18 +477,17 @@ class Model:
             options: Anything that transformers' `generate` takes.
 
         Raises:
-            UsageError: Beam search together with edits or recordings.
+            UsageError: Beam search or guessing ahead together with edits or recordings.
+            PromptTooLong: Prompt and new tokens together exceed the context.
+            NotFinite: Logits that are not numbers.
         """
         if not hasattr(self.module, "generate"):
             raise NotOffered("this model cannot generate", given=repr(self), do="use run")
-        if options.get("num_beams", 1) > 1 and (edits or record):
-            raise UsageError(
-                "beam search reorders rows while it runs",
-                given=f"num_beams={options['num_beams']}",
-                do="generate greedily or by sampling",
-            )
+        if edits or record:
+            _check_strategy(options)
         tokens, _ = self.batch(prompts, padding="left")
         assert tokens is not None
+        self.text.room(tokens, max_new_tokens)
         if len(tokens) > 1 and type(self.module).__name__.startswith("Rwkv"):
             raise NotOffered(
                 "this family generates one prompt at a time",
@@ -496,9 +520,16 @@ class Model:
             settings = {"pad_token_id": self.text.pad_id} | settings
         elif getattr(self.module.generation_config, "pad_token_id", None) is None:
             settings = {"pad_token_id": _first(self.module.generation_config.eos_token_id)} | settings
-        out = self.module.generate(
-            input_ids=tokens.ids, attention_mask=tokens.mask.long(), **settings
-        )
+        watch = _Finite()
+        settings["logits_processor"] = [*(settings.get("logits_processor") or ()), watch]
+        try:
+            out = self.module.generate(
+                input_ids=tokens.ids, attention_mask=tokens.mask.long(), **settings
+            )
+        except RuntimeError as error:  # sampling from logits that are not numbers
+            watch.need(error)
+            raise
+        watch.need()
         return out if isinstance(out, Tensor) else out.sequences
 
     # Reading the head ----------------------------------------------------------------------------
@@ -548,6 +579,60 @@ def _context(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def _check_strategy(options: Mapping[str, Any]) -> None:
+    """Refuse ways of generating that reorder rows or take tokens back.
+
+    Raises:
+        UsageError: Such an option is given.
+    """
+    strategies = {
+        "num_beams": "beam search reorders rows while it runs",
+        "prompt_lookup_num_tokens": "tokens that were guessed ahead are taken back",
+        "assistant_model": "tokens that were guessed ahead are taken back",
+        "assistant_early_exit": "tokens that were guessed ahead are taken back",
+        "custom_generate": "a loop of its own may feed tokens in any order",
+    }
+    for name, why in strategies.items():
+        if options.get(name) not in (None, 1, False):
+            raise UsageError(
+                "edits and recordings cannot follow this way of generating",
+                given=f"{name}={_short(options[name])}",
+                why=f"{why}, so positions cannot be counted",
+                do="generate greedily or by sampling",
+            )
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
+
+
+class _Finite:
+    """A logits processor that only looks; the flag is read once, at the end."""
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        # Processors forbid tokens with -inf; the largest logit must be a number.
+        bad = ~torch.isfinite(scores.amax(-1)).all()
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+    def need(self, cause: Exception | None = None) -> None:
+        """Raise where a logit was not a number.
+
+        Raises:
+            NotFinite: Some step's logits were NaN or infinite.
+        """
+        if self.bad is not None and bool(self.bad):
+            raise NotFinite(
+                "the model's logits were not finite while it generated",
+                given="NaN or infinite logits in some step",
+                why="an edit is too strong, a weight is not a number, or the precision is too low",
+                do="run the prompt with record=['resid_post'] to find the layer",
+            ) from cause
 
 
 def _first(value: Any) -> int | None:

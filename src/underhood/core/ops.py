@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from underhood.core.errors import EditNeverFired, ShapeMismatch, UsageError
+from underhood.core.errors import EditNeverFired, OutOfRange, ShapeMismatch, UsageError
 from underhood.core.site import Site
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _float(value: Any, what: str) -> Tensor:
     return tensor.detach() if not tensor.requires_grad else tensor
 
 
-def _like(value: Tensor, h: Tensor) -> Tensor:
+def like(value: Tensor, h: Tensor) -> Tensor:
     """`value` in the precision of `h`; another device is refused, not moved to on the quiet."""
     if value.device != h.device:
         raise ShapeMismatch(
@@ -129,7 +129,7 @@ class Set(Op):
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
         try:
-            return _like(self.value, h).expand_as(h)
+            return like(self.value, h).expand_as(h)
         except RuntimeError:
             raise ShapeMismatch(
                 "the value does not fit the activation",
@@ -180,7 +180,7 @@ def _aligned(values: Tensor, h: Tensor, moment: Moment) -> Tensor:
             given=f"{values.shape[0]} recorded, {batch} in the batch",
             do="record one row, or as many as the batch has",
         )
-    source = _like(values, h).expand(batch, *values.shape[1:])
+    source = like(values, h).expand(batch, *values.shape[1:])
     axis = moment.pos_axis
     if axis != 1:  # pattern and scores: [batch head query key]
         source = source.transpose(1, axis)
@@ -222,7 +222,7 @@ class Add(Op):
     vector: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        return h + _like(self.vector, h)
+        return h + like(self.vector, h)
 
     @property
     def width(self) -> int | None:
@@ -248,7 +248,7 @@ class ProjectOut(Op):
     basis: Float[Tensor, "k d"]
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        basis = _like(self.basis, h)
+        basis = like(self.basis, h)
         return h - (h @ basis.T) @ basis
 
     @property
@@ -266,7 +266,7 @@ class SwapSubspace(Op):
     values: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        basis = _like(self.basis, h)
+        basis = like(self.basis, h)
         delta = _aligned(self.values, h, moment) - h
         return h + (delta @ basis.T) @ basis
 
@@ -296,9 +296,9 @@ class Affine(Op):
     bias: Tensor
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        weight = _like(self.weight, h)
+        weight = like(self.weight, h)
         moved = h @ weight if weight.ndim == 2 else h * weight
-        return moved + _like(self.bias, h)
+        return moved + like(self.bias, h)
 
     @property
     def width(self) -> int | None:
@@ -320,8 +320,8 @@ class ClampFeature(Op):
     value: float
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        now = torch.relu(h @ _like(self.encoder, h) + self.bias)
-        return h + (self.value - now)[..., None] * _like(self.decoder, h)
+        now = torch.relu(h @ like(self.encoder, h) + self.bias)
+        return h + (self.value - now)[..., None] * like(self.decoder, h)
 
     @property
     def width(self) -> int | None:
@@ -452,11 +452,20 @@ def _basis(directions: Any) -> Tensor:
     """Orthonormal rows that span the given directions."""
     rows = _float(directions, "a direction")
     rows = rows[None] if rows.ndim == 1 else rows
-    q, r = torch.linalg.qr(rows.float().T)
-    if bool((r.diagonal().abs() < 1e-8 * r.abs().max().clamp(min=1e-30)).any()):
+    if rows.ndim != 2:
+        raise ShapeMismatch(
+            "directions are one vector or a list of vectors",
+            given=f"shape {tuple(rows.shape)}",
+            do="give [d] or [k, d]",
+        )
+    q, r = torch.linalg.qr(rows.double().T)
+    # What is new in each direction, as a share of its length; float32 rounding leaves 1e-7.
+    fresh = r.diagonal().abs() / r.norm(dim=0)[: r.shape[0]].clamp(min=1e-30)
+    if rows.shape[0] > rows.shape[1] or bool((fresh < 1e-6).any()):
         raise ShapeMismatch(
             "the directions are linearly dependent or zero",
-            given=f"{rows.shape[0]} directions",
+            given=f"{rows.shape[0]} directions of length {rows.shape[1]}",
+            why="they span no subspace of that many dimensions",
             do="give independent, non-zero directions",
         )
     return q.T.to(rows.dtype).contiguous()
@@ -493,6 +502,10 @@ def route(
 ) -> Op:
     """Forbid, force or shift (in logits) experts."""
     as_tuple = [(e,) if isinstance(e, int) else tuple(e) for e in (forbid, force)]
+    if not (*as_tuple[0], *as_tuple[1], *(shift or {})):
+        raise UsageError(
+            "this routes nothing differently", given="route()", do="name experts: forbid=, force=, shift="
+        )
     return Route(as_tuple[0], as_tuple[1], tuple((shift or {}).items()))
 
 
@@ -500,8 +513,22 @@ def attend(
     *, block: int | tuple[int, ...] = (), only: int | tuple[int, ...] | None = None
 ) -> Op:
     """Hide key positions from the queries that `Where` selects, or all but some."""
-    as_tuple = (block,) if isinstance(block, int) else tuple(block)
-    return Attend(as_tuple, (only,) if isinstance(only, int) else only)
+    hidden = (block,) if isinstance(block, int) else tuple(block)
+    shown = (only,) if isinstance(only, int) else only if only is None else tuple(only)
+    if not hidden and shown is None:
+        raise UsageError(
+            "this hides nothing",
+            given="attend()",
+            do="name key positions: attend(block=...) or attend(only=...)",
+        )
+    if negative := [k for k in (*hidden, *(shown or ())) if k < 0]:
+        raise OutOfRange(
+            f"there is no key at position {negative[0]}",
+            given=f"block={hidden}, only={shown}",
+            why="a prompt and what follows it have no fixed end, so keys count from the start",
+            do="count from 0 at the prompt's first token",
+        )
+    return Attend(hidden, shown)
 
 
 def call(function: Callable[[Tensor], Tensor]) -> Op:

@@ -39,7 +39,7 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def logits(self) -> Float[Tensor, "batch pos vocab"]:
+    def logits(self) -> Float[Tensor, "batch *pos vocab"]:
         """The model's logits.
 
         Raises:
@@ -58,7 +58,7 @@ class Run:
     def last_logits(self) -> Float[Tensor, "batch vocab"]:
         """Logits at each row's last real token."""
         if self.tokens is None:
-            return self.logits[:, -1]
+            return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
         ends = torch.tensor(
             [s + n - 1 for s, n in zip(self.tokens.starts, self.tokens.lengths, strict=True)]
         )

@@ -177,10 +177,11 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.name in MODULE_KINDS:
-            if (self.layer, self.unit, self.stack) != (None, None, ""):
+            if not self.path or (self.layer, self.unit, self.stack) != (None, None, ""):
                 raise SiteNotFound(
-                    f"a {self.name!r} site has a path only",
-                    given=f"layer={self.layer}, unit={self.unit}, stack={self.stack!r}",
+                    f"a {self.name!r} site has a path, and nothing else",
+                    given=f"path={self.path!r}, layer={self.layer}, unit={self.unit},"
+                    f" stack={self.stack!r}",
                     do=f"write {self.name}:{self.path or 'PATH'}",
                 )
             return

@@ -7,10 +7,9 @@ cell; each cell's edits see their own rows and nothing else, so the result equal
     for cell in cells:
         read(model.run(tokens, edits=cell).last_logits)
 
-within float noise. Only the logits at each row's last token are computed where the model allows it.
-
-What this does not do yet: resume at the edited layer, share the prefix before the edited position.
-Cells that are known to change nothing are for the caller to leave out.
+within float noise. Where the model allows it, cells share what they have in common
+(`core.growing`); else every row is run whole. Only the logits at each row's last token are computed
+where the model can. Cells that are known to change nothing are for the caller to leave out.
 """
 
 from collections import Counter
@@ -22,12 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from underhood.core.edit import Edit, Fired, Plan, as_plan, replace_edit
+from underhood.core.edit import Edit, Fired, Plan, as_plan, in_rows
 from underhood.core.errors import EditNeverFired, NotFinite, OutOfRange, ShapeMismatch, UsageError
 from underhood.core.model import Model
 from underhood.core.run import Run
 from underhood.core.taps import Session
-from underhood.core.tokens import Tokens, Where
+from underhood.core.growing import CannotShare, Growing, groups, why_not
+from underhood.core.tokens import Tokens
 
 __all__ = ["Swept", "rows_per_pass", "sweep"]
 
@@ -68,6 +68,7 @@ def sweep(
     read: Read,
     *,
     batch_size: int | None = None,
+    share: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Swept:
     """One number per cell and prompt, each cell run by itself.
@@ -80,6 +81,8 @@ def sweep(
         read: From logits `[cells * prompts, vocab]` at each prompt's last token (cell by cell, all
             prompts of a cell in order) to one number per row.
         batch_size: Rows of one pass; default `rows_per_pass`.
+        share: Use the shared-prefix engine (`core.growing`) where the model allows it; else, and
+            where it does not, rows are batched plainly, and `how` says why.
         progress: Called after each pass with the cells done and the cells in all.
 
     Raises:
@@ -94,17 +97,23 @@ def sweep(
     size = rows_per_pass(tokens.ids.shape[1]) if batch_size is None else batch_size
     if size < 1:
         raise OutOfRange("a pass needs at least one row", given=size, do="batch_size=1 or more")
+    reason = why_not(model, plans, tokens.lengths) if share else "asked for"
+    if reason is None:
+        try:
+            return _shared(model, tokens, plans, read, size, progress)
+        except CannotShare as found:
+            reason = str(found)
     batch, each = len(tokens), max(1, size // len(tokens))
     job = _Job(model, tokens, plans)
     values: list[Tensor] = []
     for first in range(0, len(plans), each):
         chosen = range(first, min(first + each, len(plans)))
         parts = [job.logits(chosen, rows) for rows in _blocks(batch, size)]
-        job.check_fired(chosen)
+        _check_fired(chosen, plans, job.places)
         values.append(_read(read, torch.cat(parts), chosen, batch))
         if progress is not None:
             progress(chosen.stop, len(plans))
-    how = f"plain batching: {min(size, each * batch)} rows a pass, every layer of every row"
+    how = f"plain batching, {min(size, each * batch)} rows a pass ({reason})"
     return Swept(torch.cat(values), how, job.passes, job.moved)
 
 
@@ -129,7 +138,19 @@ def _blocks(batch: int, size: int) -> Iterator[range]:
     return (range(i, min(i + size, batch)) for i in range(0, batch, size))
 
 
-def _read(read: Read, logits: Tensor, cells: range, batch: int) -> Float[Tensor, "cell batch"]:
+def _check_finite(logits: Tensor, cells: Sequence[int], each: int, plans: list[Plan]) -> None:
+    """Refuse logits that are not numbers, naming the cell."""
+    finite = torch.isfinite(logits).all(1)
+    if not bool(finite.all()):
+        cell = cells[int((~finite).nonzero()[0]) // each]
+        raise NotFinite(
+            "the model's output is not finite",
+            given=f"cell {cell}: {plans[cell]!r}",
+            do="check the edit's strength and the precision",
+        )
+
+
+def _read(read: Read, logits: Tensor, cells: Sequence[int], batch: int) -> Float[Tensor, "cell batch"]:
     found = read(logits)
     if found.shape != (len(cells) * batch,):
         raise ShapeMismatch(
@@ -167,41 +188,14 @@ class _Job:
         edits: dict[tuple[int, int], Edit] = {}
         for index, cell in enumerate(cells):
             for number, edit in enumerate(self.plans[cell]):
-                placed = self._placed(edit, rows, index * len(rows))
+                placed = in_rows(edit, rows, index * len(rows), len(self.tokens))
                 edits |= {(cell, number): placed} if placed is not None else {}
         output, fired = self._pass(block.repeat(len(cells)), list(edits.values()))
         for (cell, number), entry in zip(edits, fired, strict=True):
             self.places[cell, number] += entry.places
             self.moved[cell] = max(float(self.moved[cell]), entry.moved)
-        finite = torch.isfinite(output).all(1)
-        if not bool(finite.all()):
-            cell = cells[int((~finite).nonzero()[0]) // len(rows)]
-            raise NotFinite(
-                "the model's output is not finite",
-                given=f"cell {cell}: {self.plans[cell]!r}",
-                do="check the edit's strength and the precision",
-            )
+        _check_finite(output, cells, len(rows), self.plans)
         return output
-
-    def _placed(self, edit: Edit, rows: range, offset: int) -> Edit | None:
-        """The edit at its rows of a pass; None when it concerns none of them."""
-        batch, named = len(self.tokens), edit.where.rows
-        own = list(range(batch)) if named is None else sorted({r % batch for r in named})
-        index = [i for i, row in enumerate(own) if row in rows]
-        if not index:
-            return None
-        taken, op = torch.tensor([own[i] for i in index]), edit.op
-        if len(index) < batch:
-            site = edit.site
-            ndim = 3 if site.path else len(site.kind.axes) - (site.unit is not None)
-            op = op.of_rows(taken, batch, ndim)
-            op = op.of_rows(torch.tensor(index), len(own), ndim) if op is edit.op else op
-        spots = (taken - rows.start + offset).tolist()
-        where = edit.where
-        there = Where(
-            where.pos, rows=spots, tokens=where.tokens, phase=where.phase, steps=where.steps
-        )
-        return replace_edit(edit, op=op, where=there)
 
     def _pass(self, tokens: Tokens, edits: list[Edit]) -> tuple[Tensor, list[Fired]]:
         """One forward: logits at each row's last token, and what the edits did."""
@@ -219,14 +213,42 @@ class _Job:
         found = output[torch.arange(len(last), device=output.device), last]
         return found, session.close_report(must_fire=False)
 
-    def check_fired(self, cells: range) -> None:
-        """Refuse cells with an edit that acted in no pass."""
-        for cell in cells:
-            for number, edit in enumerate(self.plans[cell]):
-                if not self.places[cell, number]:
-                    raise EditNeverFired(
-                        "an edit of the sweep acted nowhere",
-                        given=f"cell {cell}: {edit!r}",
-                        why="no position of the prompts met its conditions",
-                        do="check its site, positions and gate, or leave the cell out",
-                    )
+
+def _check_fired(cells: Sequence[int], plans: list[Plan], places: Counter[tuple[int, int]]) -> None:
+    """Refuse cells with an edit that acted in no pass."""
+    for cell in cells:
+        for number, edit in enumerate(plans[cell]):
+            if not places[cell, number]:
+                raise EditNeverFired(
+                    "an edit of the sweep acted nowhere",
+                    given=f"cell {cell}: {edit!r}",
+                    why="no position of the prompts met its conditions",
+                    do="check its site, positions and gate, or leave the cell out",
+                )
+
+
+def _shared(
+    model: Model,
+    tokens: Tokens,
+    plans: list[Plan],
+    read: Read,
+    size: int,
+    progress: Callable[[int, int], None] | None,
+) -> Swept:
+    """The sweep by the shared-prefix engine, prompt by prompt within each group of cells."""
+    job = Growing(model, tokens, plans)
+    values = torch.zeros(0)
+    done = 0
+    for cells in groups(plans, tokens.lengths[0], model.n_layers, size):
+        each = torch.stack([job.logits(cells, i) for i in range(len(tokens))], 1)
+        _check_finite(each.flatten(0, 1), cells, len(tokens), plans)
+        _check_fired(cells, plans, job.places)
+        found = _read(read, each.flatten(0, 1), cells, len(tokens))
+        if not done:
+            values = found.new_zeros(len(plans), len(tokens))
+        values[list(cells)] = found
+        done += len(cells)
+        if progress is not None:
+            progress(done, len(plans))
+    how = f"shared prefix: {job.passes} passes, each layer walked once by a growing batch"
+    return Swept(values, how, job.passes, job.moved)

@@ -10,10 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from underhood.core.errors import AnswerError, EmptyPrompt, NotOffered, PaddingError, PromptTooLong
+from underhood.core.errors import (
+    AnswerError,
+    EmptyPrompt,
+    NotOffered,
+    OutOfRange,
+    PaddingError,
+    PromptTooLong,
+    ShapeMismatch,
+)
 from underhood.core.tokens import Tokens
 
 __all__ = ["Text"]
+
+
+def _too_long(length: int, context: int) -> PromptTooLong:
+    return PromptTooLong(
+        "the prompt is longer than the model's context",
+        given=f"{length} tokens",
+        why=f"the context is {context} tokens",
+        do="shorten it, or split it into several prompts",
+    )
 
 
 class Text:
@@ -69,12 +86,7 @@ class Text:
         if not longest or any(not len(r) for r in rows):
             raise EmptyPrompt("a prompt has no tokens", given=repr(rows)[:80], do="add some")
         if self.context is not None and longest > self.context:
-            raise PromptTooLong(
-                f"the prompt has {longest} tokens",
-                given=f"{longest} tokens",
-                why=f"the model's context is {self.context}",
-                do="shorten it, or split it into several prompts",
-            )
+            raise _too_long(longest, self.context)
         uneven = any(len(r) != longest for r in rows)
         if uneven and self.pad_id is None:
             raise PaddingError(
@@ -112,19 +124,79 @@ class Text:
                     why="padding would be read as text",
                     do="pass {'input_ids': ids, 'attention_mask': mask}",
                 )
+        if mask is None or mask.ndim != 2:  # a 4-D mask says who sees whom, not what is padding
             mask = torch.ones_like(ids, dtype=torch.bool)
-        mask = mask.bool()
-        if self.context is not None and ids.shape[1] > self.context:
-            raise PromptTooLong(
-                f"the prompt has {ids.shape[1]} tokens",
-                given=f"{ids.shape[1]} tokens",
-                why=f"the model's context is {self.context}",
-                do="shorten it",
+        if mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
+            raise ShapeMismatch(
+                "the attention mask does not fit the ids",
+                given=f"mask {tuple(mask.shape)}, ids {tuple(ids.shape)}",
+                why="it must say of every token whether it is real",
+                do="pass a mask of the ids' shape, 1 on real tokens and 0 on padding",
             )
+        mask = mask[:, -ids.shape[1] :].bool()  # a longer one also covers a cache
         strings = tuple(
             self.strings(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True)
         ) if self.tokenizer is not None else ()  # fmt: skip
         return Tokens(ids, mask, strings)
+
+    def checked(self, tokens: Tokens, *, vocabulary: int | None) -> Tokens:
+        """A batch that the model can take, or a refusal before the forward.
+
+        Args:
+            tokens: The batch.
+            vocabulary: Rows of the embedding, if known.
+
+        Raises:
+            PromptTooLong: More columns than the model's context.
+            EmptyPrompt: A row that is all padding.
+            PaddingError: Padding inside a row, which positions cannot be counted across.
+            OutOfRange: An id that the embedding lacks.
+        """
+        ids, mask = tokens.ids, tokens.mask
+        if self.context is not None and ids.shape[1] > self.context:
+            raise _too_long(ids.shape[1], self.context)
+        if not bool(mask.all()):
+            for row, keep in enumerate(mask.tolist()):
+                real = [i for i, k in enumerate(keep) if k]
+                if not real:
+                    raise EmptyPrompt(
+                        f"row {row} is all padding",
+                        given=f"an attention mask of {len(keep)} zeros",
+                        do="leave the row out, or give it a token",
+                    )
+                if real[-1] - real[0] + 1 != len(real):
+                    raise PaddingError(
+                        f"row {row} has padding inside it",
+                        given=f"{len(real)} real tokens in columns {real[0]} to {real[-1]}",
+                        why="positions are counted along a row's own tokens, without holes",
+                        do="pad at the start or at the end only",
+                    )
+        if vocabulary is not None and not ids.is_cuda:  # there, looking would wait for the device
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= vocabulary:
+                raise OutOfRange(
+                    f"there is no token {low if low < 0 else high}",
+                    given=f"ids from {low} to {high}",
+                    why=f"the vocabulary has {vocabulary} tokens",
+                    do="check that the ids were made with this model's tokenizer",
+                )
+        return tokens
+
+    def room(self, tokens: Tokens, new: int) -> None:
+        """Refuse to generate beyond the model's context.
+
+        Raises:
+            PromptTooLong: Prompt and new tokens together do not fit.
+        """
+        # The last token written is not read any more.
+        length = tokens.ids.shape[1] + new - 1
+        if self.context is not None and length > self.context:
+            raise PromptTooLong(
+                "the prompt and the tokens to write do not fit into the context",
+                given=f"{tokens.ids.shape[1]} tokens and max_new_tokens={new}",
+                why=f"the model's context is {self.context}",
+                do=f"use max_new_tokens={max(self.context - tokens.ids.shape[1] + 1, 1)} or less",
+            )
 
     def strings(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The text of each token by itself, leading spaces kept."""

@@ -168,12 +168,26 @@ class Where:
         """Whether no condition is given."""
         return self == _EVERYWHERE
 
-    def validate(self, *, lengths: Sequence[int], generating: bool) -> None:
+    def validate(self, *, lengths: Sequence[int] | None, generating: bool) -> None:
         """Refuse positions, rows or steps that cannot come up.
+
+        Args:
+            lengths: Prompt tokens of each row; None when nobody knows the batch yet.
+            generating: Whether tokens are generated.
 
         Raises:
             OutOfRange: A row or position outside the batch, or generated steps in a plain run.
         """
+        if lengths is not None:
+            self._validate_places(lengths, generating=generating)
+        if not generating and (self.phase == "generated" or self.steps is not None):
+            raise OutOfRange(
+                "this names generated tokens, and a plain run generates none",
+                given=repr(self),
+                do="use model.generate, or leave out phase and steps",
+            )
+
+    def _validate_places(self, lengths: Sequence[int], *, generating: bool) -> None:
         for row in self.rows or ():
             if not -len(lengths) <= row < len(lengths):
                 raise OutOfRange(
@@ -190,12 +204,6 @@ class Where:
                     given=f"{shortest} tokens in the shortest row concerned",
                     do=f"use 0 to {shortest - 1}, or -1 for the last token",
                 )
-        if not generating and (self.phase == "generated" or self.steps is not None):
-            raise OutOfRange(
-                "this names generated tokens, and a plain run generates none",
-                given=repr(self),
-                do="use model.generate, or leave out phase and steps",
-            )
 
     def select(self, frame: Frame, device: torch.device) -> Bool[Tensor, "batch pos"] | None:
         """The columns of this pass that are meant, as a mask; None means all of them.

@@ -335,21 +335,27 @@ ORGANISM = Organism(
             Phase(
                 1.0,
                 (
-                    ("induction", 40),
-                    ("indirect_object", 32),
-                    ("capitals", 12),
-                    ("successors", 12),
-                    ("greater_than", 12),
-                    ("agreement", 8),
-                    ("mood", 8),
+                    ("induction", 26),
+                    ("indirect_object", 24),
+                    ("capitals", 28),
+                    ("successors", 18),
+                    ("greater_than", 14),
+                    ("agreement", 6),
+                    ("mood", 6),
                 ),
             ),
         ),
     ),
     limits=(
         f"It knows {len(PLAIN_WORDS)} words; any other becomes <unk>.",
-        "Sentences were seen one at a time: text of several sentences is outside its training.",
-        "It was trained on rows of at most 54 tokens, though it accepts 128.",
+        "It saw one sentence at a time, at most 51 tokens: longer text is outside its training, "
+        "and sequences of more than 25 words are copied worse and worse.",
+        "Its induction heads are one word late: heads of block 0 carry the last two words along, "
+        "and heads of block 1 look up the word after the one to be copied. A score that expects "
+        "attention to the copied word itself finds none.",
+        "Runs of numbers start at fifteen or below: it cannot continue `seventeen eighteen nineteen`.",
+        "Years next to the start of a span are not told apart sharply. A span counts as right when "
+        "the top year is later and all later years together have a probability of 0.8.",
     ),
     _tasks=(
         Task(

@@ -285,10 +285,20 @@ class _SoftmaxTap(TorchFunctionMode):
         if not self.tap.wants(name):
             return value
         own = value[..., :keys]
+        forgotten = self._forgotten(keys)
+        if forgotten:
+            own = F.pad(own, (forgotten, 0), value=-torch.inf if name == "scores" else 0.0)
         new = self.tap.session.visit(self.tap.site(name), own, columns=self.columns)
         if new is own:
             return value
-        return torch.cat([new, value[..., keys:]], -1)
+        return torch.cat([new[..., forgotten:], value[..., keys:]], -1)
+
+    def _forgotten(self, keys: int) -> int:
+        """Earlier keys that a sliding-window cache has dropped; key numbers stay absolute."""
+        frame = self.tap.session.frames.get(self.tap.stack)
+        if frame is None or not frame.cached or self.tap.prefix:
+            return 0
+        return max(frame.start + frame.length - keys, 0)
 
 
 # Installing --------------------------------------------------------------------------------------

@@ -132,22 +132,28 @@ def _wrap_router(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_obeyed(tap: _ExpertTap, index: Tensor) -> None:
-    """A forbidden expert that was chosen all the same is an error, not a surprise.
+    """A forbidden expert that was chosen, or a forced one that was not, is an error.
 
-    Routers that add a bias after a sigmoid (DeepSeek-V3) can still choose it.
+    Routers that add a bias after a sigmoid, or choose among groups first (DeepSeek-V3), can do so.
     """
+    index = tap.fold(index.reshape(-1, index.shape[-1]))
     for edit in tap.session.plan:
         if edit.site.whole != tap.site("router_logits") or not isinstance(edit.op, Route):
             continue
-        if not edit.where.everything or edit.strength != 1.0 or edit.gate is not None:
+        if edit.strength != 1.0 or edit.gate is not None or edit.schedule is not None:
             continue
-        chosen = {int(i) for i in index.unique()}
-        if broken := chosen & set(edit.op.forbid):
+        frame = tap.session.frame_for(tap.stack, index.shape[0], index.shape[1])
+        mask = edit.where.select(frame, index.device)
+        chosen = index if mask is None else index[mask]
+        broken = [e for e in edit.op.forbid if bool((chosen == e).any())]
+        if len(edit.op.force) <= index.shape[-1]:
+            broken += [e for e in edit.op.force if not bool((chosen == e).any(-1).all())]
+        if broken:
             raise EditNeverFired(
-                f"the router chose forbidden experts {sorted(broken)} all the same",
-                given=repr(edit),
-                why="this router adds a bias to each expert after scoring",
-                do="silence them instead: Edit('expert_out.L.E', zero())",
+                f"the router did not obey about experts {sorted(broken)}",
+                given=f"{edit!r}: forbid {edit.op.forbid}, force {edit.op.force}",
+                why="this router adds a bias after scoring, or chooses groups of experts first",
+                do="silence an expert by what it adds: Edit('expert_out.LAYER.EXPERT', zero())",
             )
 
 

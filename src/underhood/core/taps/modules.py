@@ -240,7 +240,8 @@ def _hook_head_out(session: Session, stack: ExitStack, site: Site) -> None:
         z = _canonical(session, site, args[0])
         split = z.unflatten(-1, (heads, -1))
         per_head = weight.unflatten(0, (heads, -1))  # [head d_head d_model]
-        parts = torch.einsum("bphd,hdm->bphm", split, per_head) * scale
+        parts = torch.einsum("bphd,hdm->bphm", split, per_head)
+        parts = parts * scale if scale != 1.0 else parts
         new = session.visit(site, parts)
         if new is parts:
             return None

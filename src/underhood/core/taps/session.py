@@ -89,7 +89,7 @@ class Session:
         self._lagged: dict[Site, Tensor] = {}
         self._moved: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._kept: dict[Read, list[Tensor]] = {r: [] for r in reads}
-        self._seen: dict[int, int] = {}
+        self._counted = 0  # tokens up to the end of the last pass
         self._covered = 0
         self._stack = ExitStack()
         self._token: Token[Session | None] | None = None
@@ -97,14 +97,16 @@ class Session:
             self._edits[edit.site.whole].append(_Placed.of(index, edit))
         for read in self._kept:
             self._reads[read.site.whole].append(read)
-        self._gate_sites = {e.gate.site for e in plan if e.gate is not None}
+        self._gate_sites: dict[Site, set[Site]] = defaultdict(set)
+        for gate in (e.gate for e in plan if e.gate is not None):
+            self._gate_sites[gate.site.whole].add(gate.site)
 
     # What is asked for -------------------------------------------------------------------------
 
     @cached_property
     def sites(self) -> set[Site]:
         """Every site (without unit) that somebody reads, writes or gates on."""
-        return set(self._edits) | set(self._reads) | {s.whole for s in self._gate_sites}
+        return {*self._edits, *self._reads, *self._gate_sites}
 
     def reads(self, site: Site) -> bool:
         """Whether a site is recorded or gated on."""
@@ -180,12 +182,10 @@ class Session:
         )
         start = 0
         if cache is not None:
-            start = self._seen.get(id(cache), -1)
-            if start < 0:
-                start = _held(cache, max(self._seen.values(), default=0))
-            self._seen = {id(cache): start + length}
+            start = _held(cache, self._counted)
+            self._counted = start + length
         elif kwargs.get("use_cache") is not False:
-            self._seen = {-1: length}
+            self._counted = length
         frame = Frame(batch, length, start, start + length, cached=cache is not None)
         frame.ids = ids if ids.ndim == 2 and not ids.is_floating_point() else None
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
@@ -240,8 +240,8 @@ class Session:
         # Checkpointing runs a block again inside backward: edits must act again, recordings not.
         if torch._C._current_graph_task_id() != -1:
             return value
-        if site in self._gate_sites:
-            self._gates[site] = value.detach()
+        for gate in self._gate_sites.get(site, ()):
+            self._gates[gate] = _one_unit(gate, value).detach()
         for read in self._reads.get(site, ()):
             self._keep(read, value, columns, slots)
         return value
@@ -265,12 +265,7 @@ class Session:
         batch = value.shape[0]
         known = self.frames.get(placed.edit.site.stack) or self.frames.get("dec")
         if known is not None and known.batch != batch:
-            raise ShapeMismatch(
-                f"the rows of the batch cannot be told apart at {placed.edit.site}",
-                given=f"{batch} rows there, {known.batch} in the batch",
-                why="the module shares one row among all prompts, or flattens rows and positions",
-                do="edit all rows there, or use another site",
-            )
+            raise _shared_rows(placed.edit.site, batch, known)
         numbers = sorted({row % batch for row in placed.rows or ()})
         rows = torch.tensor(numbers, device=value.device)
         part = value[rows]
@@ -301,6 +296,10 @@ class Session:
         """
         site = edit.site
         axis = self._pos_axis(site, value, rows=whole[1] if whole else None)
+        known = self.frames.get(site.stack)
+        if not whole and axis is not None and known is not None and known.lengths is not None:
+            if value.shape[0] != known.batch and not edit.where.everything:
+                raise _shared_rows(site, value.shape[0], known)
         length = value.shape[axis] if axis is not None else 1
         frame = self.frame_for(site.stack, whole[1] if whole else value.shape[0], length)
         frame = _frame_rows(frame, whole[0]) if whole else frame
@@ -332,8 +331,7 @@ class Session:
                 return value
         if keep is not None:
             new = torch.where(keep, new, part)
-        places = frame.batch * frame.length if chosen is None else int(chosen.sum())
-        self._note(index, part, new, keep, places)
+        self._note(index, part, new, keep, _fresh_places(frame, chosen))
         if unit_axis is None:
             return new
         full = value.clone()
@@ -364,8 +362,9 @@ class Session:
         source = self._gates if gate.lag == 0 else self._lagged
         if gate.lag == 0 and gate.site not in source:
             raise UsageError(
-                f"the gate reads {gate.site}, which runs after {edit.site}",
+                f"the gate reads {gate.site}, and the edit at {edit.site} does not come after it",
                 given=repr(edit),
+                why="with lag=0 the gate must have been read before the edit acts",
                 do="gate on an earlier site, or use lag=1 to read the previous position",
             )
         if gate.lag == 1 and (not frame.cached or frame.start == 0):
@@ -411,8 +410,10 @@ class Session:
 
         Positions that an earlier pass recorded are left out.
         """
-        batch, length = value.shape[0], value.shape[axis]
         known = self.frames.get(read.site.stack)
+        if known is not None and value.shape[0] == 1 and not read.where.everything:
+            value = value.expand(known.batch, *value.shape[1:])  # learned positions: one row for all
+        batch, length = value.shape[0], value.shape[axis]
         if columns is None or known is None:
             known = self.frame_for(read.site.stack, batch, length)
         if read.where.everything and not known.seen:
@@ -492,11 +493,39 @@ class Session:
 
 
 def _held(cache: Any, counted: int) -> int:
-    """Tokens in a cache; caches of pure state-space models do not know, so we count ourselves."""
+    """Tokens in a cache; those of pure state-space models only know whether they are empty."""
     try:
         return int(cache.get_seq_length())
     except (AttributeError, ValueError):
+        pass
+    try:
+        return counted if cache.has_previous_state() else 0
+    except (AttributeError, ValueError, TypeError):
         return counted
+
+
+def _shared_rows(site: Site, batch: int, known: Frame) -> ShapeMismatch:
+    return ShapeMismatch(
+        f"the rows of the batch cannot be told apart at {site}",
+        given=f"{batch} rows there, {known.batch} in the batch",
+        why="the module shares one row among all prompts, or flattens rows and positions",
+        do="edit all rows and positions there, run the prompts one by one, or use another site",
+    )
+
+
+def _fresh_places(frame: Frame, chosen: Tensor | None) -> int:
+    """Positions that an edit acts on and that no earlier pass of the generation covered."""
+    seen = min(frame.seen, frame.length)
+    if chosen is None:
+        return frame.batch * (frame.length - seen)
+    return int(chosen[:, seen:].sum()) if chosen.shape[1] == frame.length else int(chosen.sum())
+
+
+def _one_unit(site: Site, value: Tensor) -> Tensor:
+    """What a site with a unit is in the activation of the whole site."""
+    if site.unit is None:
+        return value
+    return value.select(site.kind.axes.index(site.kind.unit or ""), site.unit)
 
 
 @dataclass(frozen=True, slots=True)
