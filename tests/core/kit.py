@@ -1,8 +1,11 @@
 """What the core's tests share: tiny models made once, and the plain way to do things."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import Tensor
 
@@ -68,6 +71,16 @@ def hooks(module: torch.nn.Module) -> int:
         len(m._forward_hooks) + len(m._forward_pre_hooks) + int("forward" in vars(m))
         for m in module.modules()
     )
+
+
+@contextmanager
+def untyped() -> Iterator[None]:
+    """As users run it: without the annotations' checks, so that our own refusals are reached."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def gap(a: Tensor, b: Tensor) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import model, one, rows, vector
+from kit import model, one, rows, untyped, vector
 from safetensors.torch import load_file, save_file
 from test_site import sites
 
@@ -224,7 +224,7 @@ def test_a_plan_for_another_model(saved: Path) -> None:
 
 
 def test_a_plan_holds_edits() -> None:
-    with pytest.raises(UsageError, match="holds edits"):
+    with untyped(), pytest.raises(UsageError, match="holds edits"):
         Plan([SITE])  # type: ignore[list-item]
     plan = Plan(Edit(SITE, uh.zero()))
     assert len(plan) == 1 and plan[0].site == Site("resid_post", 1) and "zero" in repr(plan)

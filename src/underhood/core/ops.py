@@ -468,7 +468,8 @@ def _basis(directions: Any) -> Tensor:
             why="they span no subspace of that many dimensions",
             do="give independent, non-zero directions",
         )
-    return q.T.to(rows.dtype).contiguous()
+    # Strides as in a fresh tensor, also for one direction: a saved plan then runs bit for bit.
+    return q.T.to(rows.dtype).reshape(-1).view(rows.shape)
 
 
 def project_out(directions: Any) -> Op:
