@@ -102,7 +102,13 @@ def test_other_families(family: str) -> None:
 
 def test_refusals(model: uh.Model) -> None:
     with pytest.raises(PairError):
-        ask(model, PROMPT, "When Mary went to the store, John gave a drink to", answer=None, wrong=None)
+        ask(
+            model,
+            PROMPT,
+            "When Mary went to the store, John gave a drink to",
+            answer=None,
+            wrong=None,
+        )
     with pytest.raises(AnswerError):
         ask(model, PROMPT, CONTRAST, answer="Mary John", wrong=None)
     with pytest.raises(NotOffered, match="cannot be asked"):

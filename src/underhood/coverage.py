@@ -47,10 +47,10 @@ def table(families: tuple[str, ...] = FAMILIES) -> str:
     lines = [
         "# Coverage",
         "",
-        "Every family below is built as a tiny random model from its transformers configuration, and"
-        " every law of the self-check is run on it. `yes`: the law holds within 2e-5 of the largest"
-        " value (recording: bit for bit). `-`: the family cannot state it; `underhood check`"
-        " gives the reason. Written by `python -m underhood.coverage`.",
+        "Every family below is built as a tiny random model from its transformers configuration,"
+        " and every law of the self-check is run on it. `yes`: the law holds within 2e-5 of the"
+        " largest value (recording: bit for bit). `-`: the family cannot state it, and"
+        " `underhood check` gives the reason. Written by `python -m underhood.coverage`.",
         "",
         "Laws: " + "; ".join(f"{i + 1} {law}" for i, law in enumerate(laws)) + ".",
         "",

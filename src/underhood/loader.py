@@ -14,7 +14,9 @@ __all__ = ["DEFAULT", "load"]
 DEFAULT = "town"
 
 
-def load(model: "str | Path | nn.Module | None" = None, tokenizer: Any = None, **options: Any) -> Model:
+def load(
+    model: "str | Path | nn.Module | None" = None, tokenizer: Any = None, **options: Any
+) -> Model:
     """A `Model` from a name, a folder, or a module that is in memory.
 
     Args:

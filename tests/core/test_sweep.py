@@ -16,9 +16,9 @@ from underhood.core.errors import (
     ShapeMismatch,
     UsageError,
 )
+from underhood.core.growing import groups, why_not
 from underhood.core.model import Model
 from underhood.core.site import Site
-from underhood.core.growing import groups, why_not
 from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Tokens, Where
 

@@ -69,7 +69,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 # BART norms after the sub-layer and Whisper before it, under one name: the forward's order tells.
 AMBIGUOUS_NORMS = ("self_attn_layer_norm",)
 
-# Sub-layers whose module already adds the residual: what they add is their last projection's output.
+# Sub-layers whose module adds the residual by itself: what they add is their last projection's.
 ADDS_RESIDUAL = ("Bloom", "MptMLP")
 
 
@@ -517,7 +517,9 @@ def find_anatomy(module: nn.Module) -> Anatomy:
     return Anatomy(stacks, _head(module, by_name))
 
 
-def _embedding(module: nn.Module, by_name: dict[str, nn.Module], root: str, stack: str) -> str | None:
+def _embedding(
+    module: nn.Module, by_name: dict[str, nn.Module], root: str, stack: str
+) -> str | None:
     names = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "token_embedding")
     for prefix in (root, root + ".embeddings", root.rpartition(".")[0] + ".embeddings"):
         for name in (*names, "embeddings.word_embeddings"):

@@ -165,7 +165,11 @@ def _rows_sum(bench: _Bench) -> float:
 def _real_rows(bench: _Bench, site: Site, by_query: Tensor) -> Tensor:
     """Only queries that are real tokens (padding may attend to nothing)."""
     tokens = bench.run.tokens
-    if tokens is None or by_query.shape[-1] != tokens.mask.shape[1] or site.stack != bench.model.main:
+    if (
+        tokens is None
+        or by_query.shape[-1] != tokens.mask.shape[1]
+        or site.stack != bench.model.main
+    ):
         return by_query
     return torch.where(tokens.mask[:, None, :], by_query, 0)
 
@@ -304,7 +308,7 @@ def _uneven(model: "Model", bench: _Bench) -> list[list[int]]:
     """Three prompts of different length, for models that are given text only."""
     if model.main == "dec" or not _is_text(bench):
         raise _NotHere("inputs are not text alone")
-    vocab = int(model.config.vocab_size)
+    vocab = int(getattr(model.config, "vocab_size", 0))
     make = torch.Generator().manual_seed(1)
     low = min(5, vocab - 1)
     return [torch.randint(low, vocab, (n,), generator=make).tolist() for n in (4, 7, 9)]

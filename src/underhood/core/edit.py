@@ -39,9 +39,9 @@ class Gate:
     """Let an edit act only where another activation lies on one side of a threshold.
 
     The reading is `h · direction` at the gate's site (a residual site, or one head as in `z.9.6`),
-    at the same position. With `lag=0` the gate must run earlier in the same pass than the edit; with
-    `lag=1` it is read at the previous position (cached generation only), and is closed where there
-    is none.
+    at the same position. With `lag=0` the gate must run earlier in the same pass than the edit;
+    with `lag=1` it is read at the previous position (cached generation only), and is closed where
+    there is none.
     """
 
     site: Site
@@ -60,9 +60,10 @@ class Gate:
         lag: int = 0,
     ) -> None:
         place = Site.parse(site)
-        values = dict(
-            site=place, direction=direction, threshold=float(threshold), above=above, lag=lag
-        )
+        values = {
+            "site": place, "direction": direction, "threshold": float(threshold), "above": above,
+            "lag": lag,
+        }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
         if lag not in (0, 1):
@@ -185,10 +186,10 @@ class Edit:
     ) -> None:
         place = Site.parse(site)
         spot = where if isinstance(where, Where) else Where(where)
-        values = dict(
-            site=place, op=op, where=spot, strength=float(strength), unit=unit, sigma=sigma,
-            gate=gate, schedule=schedule,
-        )  # fmt: skip
+        values = {
+            "site": place, "op": op, "where": spot, "strength": float(strength), "unit": unit,
+            "sigma": sigma, "gate": gate, "schedule": schedule,
+        }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self._validate()
@@ -257,11 +258,12 @@ class Edit:
         if self.unit == "raw" or not isinstance(self.op, Add):
             return self._applied(h, moment) - h
         vector = like(self.op.vector, h)
+        if vector.shape[-1] not in (1, h.shape[-1]):
+            raise self._misfit(h, f"its last axis is {vector.shape[-1]}")
         direction = vector / vector.norm().clamp(min=1e-12)
         if self.unit == "sigma":
             return (direction * float(self.sigma or 0.0)).expand_as(h)
         return direction * h.norm(dim=-1, keepdim=True)
-
 
     def _applied(self, h: Tensor, moment: Moment) -> Tensor:
         """The op's result; torch's complaint about shapes becomes ours."""
@@ -272,13 +274,16 @@ class Edit:
         except RuntimeError as error:
             if isinstance(error, UnderhoodError):
                 raise
-            shapes = {k: tuple(v.shape) for k, v in self.op.tensors().items()}
-            raise ShapeMismatch(
-                "the edit's tensors do not fit the activation",
-                given=f"{self!r} with {shapes}",
-                why=f"the activation has shape {tuple(h.shape)} ({str(error).splitlines()[0]})",
-                do="give tensors whose last axes equal the site's",
-            ) from error
+            raise self._misfit(h, str(error).splitlines()[0]) from error
+
+    def _misfit(self, h: Tensor, detail: str) -> ShapeMismatch:
+        shapes = {k: tuple(v.shape) for k, v in self.op.tensors().items()}
+        return ShapeMismatch(
+            "the edit's tensors do not fit the activation",
+            given=f"{self!r} with {shapes}",
+            why=f"the activation has shape {tuple(h.shape)} ({detail})",
+            do="give tensors whose last axes equal the site's",
+        )
 
 
 def replace_edit(edit: Edit, **changes: Any) -> Edit:
@@ -338,7 +343,13 @@ class Plan(Sequence[Edit]):
         moved = []
         for edit in self.edits:
             tensors = {k: v.to(device) for k, v in edit.op.tensors().items()}
-            moved.append(replace_edit(edit, op=replace(edit.op, **tensors)))
+            gate = edit.gate
+            if gate is not None:
+                gate = Gate(
+                    gate.site, gate.direction.to(device), gate.threshold,
+                    above=gate.above, lag=gate.lag,
+                )  # fmt: skip
+            moved.append(replace_edit(edit, op=replace(edit.op, **tensors), gate=gate))
         return Plan(moved, model=self.model)
 
     def save(self, path: str | Path) -> Path:
@@ -373,7 +384,11 @@ class Plan(Sequence[Edit]):
 
 
 def _edit_doc(edit: Edit, index: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if isinstance(edit.op, Call) or edit.op.name not in OPS or type(edit.op) is not OPS[edit.op.name]:
+    if (
+        isinstance(edit.op, Call)
+        or edit.op.name not in OPS
+        or type(edit.op) is not OPS[edit.op.name]
+    ):
         raise PlanError(
             f"the op {edit.op.name!r} cannot be saved",
             given=repr(edit),
@@ -410,9 +425,7 @@ def _edit_from(row: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     index, stored = row["index"], dict(row["op"])
     name = stored.pop("name")
     if name not in OPS:
-        raise PlanError(
-            f"there is no op {name!r}", given=name, do=f"nearest: {nearest(name, OPS)}"
-        )
+        raise PlanError(f"there is no op {name!r}", given=name, do=f"nearest: {nearest(name, OPS)}")
     values = {k: _tuples(v) for k, v in stored.items()}
     prefix = f"{index}."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -497,7 +510,5 @@ def in_rows(edit: Edit, rows: range, offset: int, batch: int) -> Edit | None:
         op = op.of_rows(torch.tensor(index), len(own), ndim) if op is edit.op else op
     spots = (taken - rows.start + offset).tolist()
     where = edit.where
-    there = Where(
-        where.pos, rows=spots, tokens=where.tokens, phase=where.phase, steps=where.steps
-    )
+    there = Where(where.pos, rows=spots, tokens=where.tokens, phase=where.phase, steps=where.steps)
     return replace_edit(edit, op=op, where=there)

@@ -30,6 +30,7 @@ from underhood.core.edit import Edit, Fired, Plan, in_rows
 from underhood.core.model import Model
 from underhood.core.taps import Session, current_session
 from underhood.core.taps.modules import first_tensor, replace_first
+from underhood.core.taps.patches import evaluating
 from underhood.core.tokens import Tokens
 
 __all__ = ["CannotShare", "Growing", "groups", "why_not"]
@@ -190,7 +191,7 @@ class Growing:
     def _forward(self, ids: Tensor, **options: Any) -> Any:
         self.passes += 1
         options = {"use_cache": False} | options
-        with self.model._evaluating(), torch.no_grad():
+        with evaluating(self.model.module), torch.no_grad():
             return self.model.module(input_ids=ids, logits_to_keep=1, **options)
 
     def _pass(

@@ -6,12 +6,14 @@ weights, code of the model's own that nobody allowed.
 """
 
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from underhood.core.errors import FileProblem, ModelNotFound, UntrustedCode, UsageError
@@ -23,7 +25,9 @@ REACH = 5.0  # seconds to wait for the hub
 LFS_MARK = b"version https://git-lfs"
 
 
-def from_module(module: nn.Module, tokenizer: Any = None, *, name: str = "", pad_token: str | None = None) -> Model:
+def from_module(
+    module: nn.Module, tokenizer: Any = None, *, name: str = "", pad_token: str | None = None
+) -> Model:
     """Wrap a module that is in memory already; it stays as it is."""
     return Model(module, tokenizer, name=name, pad_id=_pad_id(tokenizer, pad_token))
 
@@ -56,12 +60,16 @@ def from_pretrained(
         FileProblem: A folder without weights, or with pointers instead of them.
         UntrustedCode: The model brings its own Python code.
     """
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if folder.is_dir():
+        name = str(folder)
         _check_folder(folder, trusted=trust_remote_code)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFound(
-            f"there is no folder {name}", given=name, do="check the path, or give a hub id"
+            f"there is no folder {name}",
+            given=name,
+            why=f"{folder.absolute()} does not exist",
+            do="check the path, or give a hub id such as gpt2",
         )
     else:
         _check_reachable(name, revision)
@@ -72,9 +80,7 @@ def from_pretrained(
     if device is not None:
         module = module.to(device)
     module.eval()
-    return Model(
-        module, tokenizer, name=label or name, pad_id=_pad_id(tokenizer, pad_token)
-    )
+    return Model(module, tokenizer, name=label or name, pad_id=_pad_id(tokenizer, pad_token))
 
 
 def as_device(device: str | torch.device | None) -> torch.device | None:
@@ -161,10 +167,18 @@ def _check_folder(folder: Path, *, trusted: bool) -> None:
         raise FileProblem(
             "config.json cannot be read", given=str(path), why=str(error), do="copy the file again"
         ) from error
+    if not isinstance(config, dict):
+        raise FileProblem(
+            "config.json describes no model",
+            given=str(path),
+            why=f"it holds a {type(config).__name__}, not settings by name",
+            do="copy the file again",
+        )
     if config.get("auto_map") and not trusted:
         raise UntrustedCode(
             "the model brings its own Python code, which would run on your machine",
             given=f"{folder}: {config['auto_map']}",
+            why="its config.json has an auto_map, and nobody said that its code may run",
             do="read that code; then pass trust_remote_code=True",
         )
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
@@ -172,7 +186,7 @@ def _check_folder(folder: Path, *, trusted: bool) -> None:
         raise FileProblem(
             "the folder holds no weights",
             given=str(folder),
-            why="there is no .safetensors file in it",
+            why="there is no .safetensors file in it, and no pytorch_model.bin",
             do="download the weights, or copy them there",
         )
     for file in weights:
@@ -195,11 +209,26 @@ def _load_module(name: str, options: dict[str, Any]) -> nn.Module:
         )
         cls = _class_for(config, transformers)
         with _quiet(transformers):
-            return cls.from_pretrained(name, **options)
+            module, report = cls.from_pretrained(name, output_loading_info=True, **options)
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise FileProblem(
+            "the weight file holds more than tensors, and was not read",
+            given=name,
+            why="a pickle can run any code, so only tensors are taken from one",
+            do="get the weights as .safetensors, or convert them where you trust them",
+        ) from error
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise _explained(name, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise FileProblem(
+            "the weights are not complete",
+            given=f"{name}: {len(missing)} tensors are missing, {', '.join(missing[:3])}, ...",
+            why="transformers would fill them with random numbers",
+            do="get all weight files; or name the class that they were saved from in config.json",
+        )
+    return module
 
 
 @contextmanager
@@ -229,6 +258,7 @@ def _explained(name: str, error: Exception) -> Exception:
         return UntrustedCode(
             "the model brings its own Python code, which would run on your machine",
             given=name,
+            why="transformers does not know its architecture, and nobody said that its code may run",
             do="read that code on its page; then pass trust_remote_code=True",
         )
     if not Path(name).is_dir():

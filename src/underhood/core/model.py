@@ -8,7 +8,7 @@ you let go of it, the module is what it was.
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from underhood.core.run import Generation, Run
 from underhood.core.site import Site, parse_many
 from underhood.core.taps import Read, Session
 from underhood.core.taps.modules import first_tensor
+from underhood.core.taps.patches import evaluating
 from underhood.core.tokenizer import Text
 from underhood.core.tokens import Frame, Tokens, Where
 
@@ -100,7 +101,9 @@ class Model:
     def main(self) -> str:
         """Prefix of the stack that predicts tokens ("dec" in encoder-decoder models)."""
         stacks = self.anatomy.stacks
-        return "" if "" in stacks or not stacks else ("dec" if "dec" in stacks else next(iter(stacks)))
+        return (
+            "" if "" in stacks or not stacks else ("dec" if "dec" in stacks else next(iter(stacks)))
+        )
 
     @property
     def n_layers(self) -> int:
@@ -279,7 +282,9 @@ class Model:
         sites = self.resolve(record) if record else []
         return [Read(site, where, place, dtype) for site in sites]
 
-    def batch(self, inputs: Inputs, *, padding: str = "right") -> tuple[Tokens | None, dict[str, Any]]:
+    def batch(
+        self, inputs: Inputs, *, padding: str = "right"
+    ) -> tuple[Tokens | None, dict[str, Any]]:
         """Whatever a caller passes, as the arguments of the module's forward."""
         if isinstance(inputs, Mapping):
             return self._mapping(inputs)
@@ -403,17 +408,9 @@ class Model:
             given = given | {"use_cache": False}
         return self.module(**given)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Dropout off for the pass; each module's own flag is put back."""
-        training = [m for m in self.module.modules() if m.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    def _evaluating(self) -> AbstractContextManager[None]:
+        """Dropout off for the pass, in whatever thread; flags are put back."""
+        return evaluating(self.module)
 
     def _check_finite(self, output: Any, recorded: dict[Read, Tensor]) -> None:
         logits = getattr(output, "logits", None)
@@ -432,7 +429,8 @@ class Model:
         raise NotFinite(
             "the model's output is not finite",
             given=f"{int((~torch.isfinite(final)).sum())} of {final.numel()} values",
-            why=f"the first recorded site that is not finite is {bad}" if bad else None,
+            why=f"the first recorded site that is not finite is {bad}" if bad else
+            "an edit is too strong, a weight is not a number, or the precision is too low",
             do="check the edits' strength and the precision; record resid_post to find the layer",
         )
 
@@ -514,16 +512,17 @@ class Model:
         return Generation(texts, new, strings, run)
 
     def _hf_generate(self, tokens: Tokens, settings: dict[str, Any]) -> Tensor:
+        module: Any = self.module
         if not settings["do_sample"]:  # sampling settings of the model's own file would only warn
             settings = {"temperature": None, "top_p": None, "top_k": None} | settings
         if self.text.pad_id is not None:
             settings = {"pad_token_id": self.text.pad_id} | settings
-        elif getattr(self.module.generation_config, "pad_token_id", None) is None:
-            settings = {"pad_token_id": _first(self.module.generation_config.eos_token_id)} | settings
+        elif getattr(module.generation_config, "pad_token_id", None) is None:
+            settings = {"pad_token_id": _first(module.generation_config.eos_token_id)} | settings
         watch = _Finite()
         settings["logits_processor"] = [*(settings.get("logits_processor") or ()), watch]
         try:
-            out = self.module.generate(
+            out = module.generate(
                 input_ids=tokens.ids, attention_mask=tokens.mask.long(), **settings
             )
         except RuntimeError as error:  # sampling from logits that are not numbers
@@ -651,5 +650,3 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-

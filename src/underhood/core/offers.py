@@ -126,12 +126,12 @@ def refuse(code: str, site: object, error: type[Exception] = NotOffered) -> Exce
     """The typed refusal for a row of `REASONS`."""
     reason = REASONS[code]
     assert issubclass(error, NotOffered)
-    return error(
-        f"{site}: {reason.what}", given=str(site), why=reason.why, do=reason.instead
-    )
+    return error(f"{site}: {reason.what}", given=str(site), why=reason.why, do=reason.instead)
 
 
-def _attention_reason(spec: Attention | None, name: str, *, latent: bool, cross: bool) -> str | None:
+def _attention_reason(
+    spec: Attention | None, name: str, *, latent: bool, cross: bool
+) -> str | None:
     if spec is None:
         return "no-cross" if cross else "no-attention"
     if name in ("q", "k") and latent:

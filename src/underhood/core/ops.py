@@ -505,14 +505,14 @@ def route(
     as_tuple = [(e,) if isinstance(e, int) else tuple(e) for e in (forbid, force)]
     if not (*as_tuple[0], *as_tuple[1], *(shift or {})):
         raise UsageError(
-            "this routes nothing differently", given="route()", do="name experts: forbid=, force=, shift="
+            "this routes nothing differently",
+            given="route()",
+            do="name experts: forbid=, force=, shift=",
         )
     return Route(as_tuple[0], as_tuple[1], tuple((shift or {}).items()))
 
 
-def attend(
-    *, block: int | tuple[int, ...] = (), only: int | tuple[int, ...] | None = None
-) -> Op:
+def attend(*, block: int | tuple[int, ...] = (), only: int | tuple[int, ...] | None = None) -> Op:
     """Hide key positions from the queries that `Where` selects, or all but some."""
     hidden = (block,) if isinstance(block, int) else tuple(block)
     shown = (only,) if isinstance(only, int) else only if only is None else tuple(only)

@@ -112,7 +112,11 @@ class Run:
             if read.site == site:
                 return value
         for read, value in self.recorded.items():
-            if read.site == site.whole and site.kind.unit in site.kind.axes and site.unit is not None:
+            if (
+                read.site == site.whole
+                and site.kind.unit in site.kind.axes
+                and site.unit is not None
+            ):
                 return value.select(site.kind.axes.index(site.kind.unit), site.unit)
         raise self._missing(site)
 

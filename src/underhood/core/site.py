@@ -98,9 +98,7 @@ KINDS: dict[str, Kind] = {
         ("batch", "pos", "slot", "d_model"), "what each chosen expert adds, weight in", "expert"
     ),
     "ssm_x": Kind(("batch", "pos", "channel"), "input of the state-space scan", "channel"),
-    "ssm_dt": Kind(
-        ("batch", "pos", "channel"), "step size of the scan, after softplus", "channel"
-    ),
+    "ssm_dt": Kind(("batch", "pos", "channel"), "step size of the scan, after softplus", "channel"),
     "ssm_B": Kind(("batch", "pos", "state"), "input matrix of the scan", None),
     "ssm_C": Kind(("batch", "pos", "state"), "output matrix of the scan", None),
     "ssm_state": Kind(

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from underhood.core.edit import Edit, Fired, Plan, as_plan, in_rows
 from underhood.core.errors import EditNeverFired, NotFinite, OutOfRange, ShapeMismatch, UsageError
+from underhood.core.growing import CannotShare, Growing, groups, why_not
 from underhood.core.model import Model
 from underhood.core.run import Run
 from underhood.core.taps import Session
-from underhood.core.growing import CannotShare, Growing, groups, why_not
+from underhood.core.taps.patches import evaluating
 from underhood.core.tokens import Tokens
 
 __all__ = ["Swept", "rows_per_pass", "sweep"]
@@ -150,7 +151,9 @@ def _check_finite(logits: Tensor, cells: Sequence[int], each: int, plans: list[P
         )
 
 
-def _read(read: Read, logits: Tensor, cells: Sequence[int], batch: int) -> Float[Tensor, "cell batch"]:
+def _read(
+    read: Read, logits: Tensor, cells: Sequence[int], batch: int
+) -> Float[Tensor, "cell batch"]:
     found = read(logits)
     if found.shape != (len(cells) * batch,):
         raise ShapeMismatch(
@@ -206,7 +209,7 @@ class _Job:
         if self.tail_only:
             given = given | {"logits_to_keep": tokens.ids.shape[1] - skipped}
         session = Session(model.module, model.anatomy, Plan(edits))
-        with model._evaluating(), torch.no_grad(), session:
+        with evaluating(model.module), torch.no_grad(), session:
             output = Run(tokens, model._forward(given)).logits
         self.passes += 1
         last = (last - skipped).to(output.device)

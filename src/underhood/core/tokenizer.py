@@ -42,7 +42,9 @@ class Text:
         context: Longest prompt the model takes, if it has a limit.
     """
 
-    def __init__(self, tokenizer: Any, *, pad_id: int | None = None, context: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, pad_id: int | None = None, context: int | None = None
+    ) -> None:
         self.tokenizer, self.context = tokenizer, context
         own = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = pad_id if pad_id is not None else own

@@ -3,8 +3,8 @@
 A batch is a rectangle of columns; a prompt is a row that fills some of them. Everything that people
 say about positions ("the last token", "position 3", "the second generated token") is about a row's
 own tokens, counted from 0 at its first real one, whatever the padding side and however the pass is
-cut into chunks by a KV cache. `Frame` holds that bookkeeping for one forward pass, `Where` is how an
-edit or a recording names positions, and `Where.select` turns the one into a mask over the other.
+cut into chunks by a KV cache. `Frame` holds that bookkeeping for one forward pass, `Where` is how
+an edit or a recording names positions, and `Where.select` turns one into a mask over the other.
 """
 
 from collections.abc import Sequence

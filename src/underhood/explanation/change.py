@@ -48,7 +48,9 @@ class Change:
 
 
 def _edits(model: Model, heads: list[tuple[int, int]], contrast: Run) -> list[Edit]:
-    return [Edit(Site("z", layer, head, stack=model.main), patch(contrast)) for layer, head in heads]
+    return [
+        Edit(Site("z", layer, head, stack=model.main), patch(contrast)) for layer, head in heads
+    ]
 
 
 def change(

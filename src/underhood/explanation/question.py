@@ -6,6 +6,7 @@ evidence than a contrast chosen by a person (it was chosen because it works), an
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -137,7 +138,8 @@ def _top(model: Model, logits: Tensor, n: int = 5) -> list[tuple[str, float]]:
 
 def _search(model: Model, tokens: Tokens, said: int, wrong: int | None) -> Tokens:
     """The one-word change of the prompt that moves the answer most."""
-    embed = model.module.get_input_embeddings().weight.detach().float()
+    table: Any = model.module.get_submodule(_embedding(model))
+    embed = table.weight.detach().float()
     unit = embed / embed.norm(dim=1, keepdim=True).clamp(min=1e-9)
     ids = tokens.ids[0]
     special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
@@ -165,9 +167,20 @@ def _search(model: Model, tokens: Tokens, said: int, wrong: int | None) -> Token
     return _furthest(model, torch.stack(rows), said, wrong, tokens)
 
 
-def _furthest(
-    model: Model, rows: Tensor, said: int, wrong: int | None, tokens: Tokens
-) -> Tokens:
+def _embedding(model: Model) -> str:
+    """Path of the token embedding."""
+    point = model.anatomy.stacks[model.main].points.get("embed")
+    if point is None:
+        raise NotOffered(
+            "no contrast can be searched for in this model",
+            given=repr(model),
+            why="its token embedding was not found",
+            do="give one with --vs",
+        )
+    return point.path
+
+
+def _furthest(model: Model, rows: Tensor, said: int, wrong: int | None, tokens: Tokens) -> Tokens:
     drops = []
     for start in range(0, len(rows), ROWS):
         logits = model.run({"input_ids": rows[start : start + ROWS]}).logits[:, -1].float()

@@ -204,8 +204,8 @@ def _changes(found: "Explanation") -> str:
     says = change.top[0]
     line = (
         f"Giving {names} {'its' if len(change.heads) == 1 else 'their'} values from the contrast"
-        f" moves the difference from {signed(question.clean)} to {signed(change.after)}: the model now"
-        f" says {quoted(says[0])} ({percent(says[1])})"
+        f" moves the difference from {signed(question.clean)} to {signed(change.after)}: the model"
+        f" now says {quoted(says[0])} ({percent(says[1])})"
     )
     if not change.random:
         return line + "; there are too few other heads for a random control."
@@ -248,8 +248,8 @@ def head_table(found: "Explanation", heads: list[tuple[int, int]]) -> View | Non
         writes = _written(writers, layer, head)
         scores = [float(kinds.data[n][k, head]) for n in names]
         verdict = _kinds(found).get((layer, head), "") or "-"
-        rows.append([name_of(layer, head), float(effects.data["effect"][i, head]),
-                     float(effects.data["control"][i, head]), writes, *scores, verdict])  # fmt: skip
+        restores = (float(effects.data[name][i, head]) for name in ("effect", "control"))
+        rows.append([name_of(layer, head), *restores, writes, *scores, verdict])
     controls = [float(kinds.data[f"{n}_control"].mean()) for n in names]
     return table(
         ["head", "restores", "random change", "writes (logits)", *names, "kind"],
@@ -284,5 +284,5 @@ def patterns_of(looks: Result, heads: list[tuple[int, int]]) -> View | None:
     chosen = {
         name_of(layer, head): data["pattern"].values[rows[layer], head] for layer, head in heads
     }
-    return heads_view(words, chosen, title="Where they look",
-                      about="Rows are the words that look, columns the words they look at.")  # fmt: skip
+    about = "Rows are the words that look, columns the words they look at."
+    return heads_view(words, chosen, title="Where they look", about=about)

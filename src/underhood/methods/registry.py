@@ -74,7 +74,9 @@ class Method:
         for name, parameter in list(inspect.signature(plain).parameters.items())[1:]:
             option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
             found.append(
-                Parameter(name, hints.get(name, Any), parameter.default, about.get(name, ""), option)
+                Parameter(
+                    name, hints.get(name, Any), parameter.default, about.get(name, ""), option
+                )
             )
         return found
 
@@ -133,10 +135,7 @@ def _short(value: Any) -> str:
 def names() -> dict[str, list[str]]:
     """Method names by family, read from the folders; imports nothing."""
     root = Path(__file__).parent
-    return {
-        family: sorted(p.stem for p in (root / family).glob("[!_]*.py"))
-        for family in FAMILIES
-    }
+    return {family: sorted(p.stem for p in (root / family).glob("[!_]*.py")) for family in FAMILIES}
 
 
 def find(name: str) -> Method:

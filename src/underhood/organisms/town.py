@@ -353,7 +353,7 @@ ORGANISM = Organism(
         "Its induction heads are one word late: heads of block 0 carry the last two words along, "
         "and heads of block 1 look up the word after the one to be copied. A score that expects "
         "attention to the copied word itself finds none.",
-        "Runs of numbers start at fifteen or below: it cannot continue `seventeen eighteen nineteen`.",
+        "Runs of numbers start at fifteen or below: it cannot go on after `eighteen nineteen`.",
         "Years next to the start of a span are not told apart sharply. A span counts as right when "
         "the top year is later and all later years together have a probability of 0.8.",
     ),

@@ -83,7 +83,9 @@ class AttentionTap:
 
     # Queries and keys before rotation ----------------------------------------------------------
 
-    def before_rotation(self, which: int, after: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def before_rotation(
+        self, which: int, after: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What `after` (post-rotation, `[batch head pos d]`) was before, and the way back.
 
         Only part of the dimensions may be rotated: first ones or last ones, cut inside the rotary
@@ -98,13 +100,13 @@ class AttentionTap:
             rotated, plain = rotated.transpose(1, 2), plain.transpose(1, 2)
         width = rotated.shape[-1]
         if rotated.shape[:3] != after.shape[:3]:
-            self._refuse_unrotated()
+            raise self._unrotated()
         if torch.equal(rotated, after[..., :width]):
             head, tail = after[..., :0], after[..., width:]
         elif torch.equal(rotated, after[..., -width:]):
             head, tail = after[..., :-width], after[..., :0]
         else:
-            self._refuse_unrotated()
+            raise self._unrotated()
         before = torch.cat([head, plain, tail], -1)
         cut = head.shape[-1]
 
@@ -118,8 +120,8 @@ class AttentionTap:
 
         return before, back
 
-    def _refuse_unrotated(self) -> Any:
-        raise NotOffered(
+    def _unrotated(self) -> NotOffered:
+        return NotOffered(
             f"q and k before rotation cannot be told apart in {self.stack}{self.layer}",
             given=self.spec.core,
             why="all heads share one rotated part (multi-head latent attention)",
@@ -218,9 +220,9 @@ class AttentionTap:
             bias = kwargs.get("position_bias")
             if isinstance(bias, Tensor):
                 kwargs = kwargs | {"position_bias": bias[:, :, columns]}
-        with torch.set_grad_enabled(self.session.grad and torch.is_grad_enabled()):
-            with _SoftmaxTap(self, key.shape[2], columns):
-                eager(module, query, key, value, plain, **kwargs)
+        keep_graph = self.session.grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(keep_graph), _SoftmaxTap(self, key.shape[2], columns):
+            eager(module, query, key, value, plain, **kwargs)
 
     def _columns(self, query: Tensor) -> Tensor | None:
         frame = self.session.frame_for(self.stack, query.shape[0], query.shape[2])
@@ -260,9 +262,7 @@ class _SoftmaxTap(TorchFunctionMode):
         super().__init__()
         self.tap, self.keys, self.columns = tap, keys, columns
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _SOFTMAX or not args or args[0].ndim != 4:
             return func(*args, **kwargs)
@@ -406,9 +406,7 @@ def _wrap_interface(original: Callable[..., Any]) -> Callable[..., Any]:
             tap = _tap_of(module)
             if tap is None:
                 return function(module, query, key, value, attention_mask, **kwargs)
-            return tap.call(
-                function, default, module, (query, key, value), attention_mask, kwargs
-            )
+            return tap.call(function, default, module, (query, key, value), attention_mask, kwargs)
 
         return tapped
 
@@ -444,9 +442,7 @@ def _wrap_rotary(original: Callable[..., Any]) -> Callable[..., Any]:
 class _TorchAttention(_SoftmaxTap):
     """Watches the torch functions inside one attention module."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention or not self.tap.wants("scores", "pattern"):
             return super().__torch_function__(func, types, args, kwargs)

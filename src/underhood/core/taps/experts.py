@@ -97,9 +97,7 @@ class _RouterTap(TorchFunctionMode):
         super().__init__()
         self.tap = tap
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is F.linear and out.shape[-1] == self.tap.spec.count:
             flat = out.reshape(-1, out.shape[-1])

@@ -86,19 +86,26 @@ def _point(tower: Stack, site: Site) -> tuple[Point | None, Block | None]:
 
 
 def _hook(
-    session: Session, stack: ExitStack, module: nn.Module, side: str, change: Callable[[Tensor], Tensor]
+    session: Session,
+    stack: ExitStack,
+    module: nn.Module,
+    side: str,
+    change: Callable[[Tensor], Tensor],
 ) -> None:
-    """Pass a module's first input or output through `change` while the session is the active one."""
+    """Pass a module's first input or output through `change` while the session is active."""
 
-    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if current_session() is not session:
+    # Without keywords only when another thread has just removed its hook (see `_watch_passes`).
+    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if current_session() is not session or kwargs is None:
             return None
         if first_tensor(args) is not None:
             old = first_tensor(args)
             assert old is not None
             new = change(old)
             return None if new is old else (replace_first(args, new), kwargs)
-        key = next((k for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point()), None)
+        key = next(
+            (k for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point()), None
+        )
         if key is None:
             return None
         new = change(kwargs[key])

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["active_patches", "patched"]
+from torch import nn
+
+__all__ = ["active_patches", "evaluating", "patched"]
 
 
 @dataclass(slots=True)
@@ -38,7 +40,9 @@ def patched(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]
             _INSTALLED[key].users += 1
         else:
             original = getattr(owner, name)
-            _INSTALLED[key] = _Installed(owner, vars(owner).get(name, original), name in vars(owner))
+            _INSTALLED[key] = _Installed(
+                owner, vars(owner).get(name, original), name in vars(owner)
+            )
             setattr(owner, name, wrap(original))
     try:
         yield
@@ -52,6 +56,37 @@ def patched(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]
                     setattr(owner, name, entry.original)
                 else:
                     delattr(owner, name)
+
+
+@dataclass(slots=True)
+class _Quiet:
+    training: list[nn.Module]
+    users: int = 0
+
+
+_QUIET: dict[int, _Quiet] = {}
+
+
+@contextmanager
+def evaluating(root: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; each module's own flag is put back by the last one out."""
+    with _LOCK:
+        if id(root) not in _QUIET:
+            training = [m for m in root.modules() if m.training]
+            for module in training:
+                module.training = False
+            _QUIET[id(root)] = _Quiet(training)
+        _QUIET[id(root)].users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            entry = _QUIET[id(root)]
+            entry.users -= 1
+            if not entry.users:
+                del _QUIET[id(root)]
+                for module in entry.training:
+                    module.training = True
 
 
 def active_patches() -> int:

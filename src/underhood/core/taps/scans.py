@@ -93,7 +93,9 @@ def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_scan(original: Callable[..., Any]) -> Callable[..., Any]:
-    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def scan(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         tap = _inside()
         if tap is None:
             return original(x, dt, A, B, C, *args, **kwargs)
@@ -130,7 +132,7 @@ def _visit_inputs(
     tap: _ScanTap, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, kwargs: dict[str, Any],
     *, channels_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Visit the scan's inputs in canonical axes; a changed step size is written past its softplus."""
+    """Visit the scan's inputs in canonical axes; a changed step size goes past its softplus."""
     turn: Callable[[Tensor], Tensor] = (
         (lambda t: t.transpose(1, 2)) if channels_first else (lambda t: t.flatten(2))
     )
@@ -138,7 +140,11 @@ def _visit_inputs(
     for name, value in (("ssm_x", x), ("ssm_B", B), ("ssm_C", C)):
         shown = turn(value)
         new = tap.visit(name, shown)
-        back = value if new is shown else (new.transpose(1, 2) if channels_first else new.view_as(value))
+        back = (
+            value
+            if new is shown
+            else (new.transpose(1, 2) if channels_first else new.view_as(value))
+        )
         results.append(back)
     if tap.wants("ssm_dt"):
         steps = _softplus(dt, kwargs, channels_first=channels_first)
@@ -209,5 +215,3 @@ def _visit_one(tap: _ScanTap, name: str, value: Tensor) -> Tensor:
     shown = value.flatten(1)[:, None]
     new = tap.visit(name, shown)
     return value if new is shown else new.view_as(value)
-
-

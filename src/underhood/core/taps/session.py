@@ -148,9 +148,13 @@ class Session:
         self._stack.close()
 
     def _watch_passes(self) -> Any:
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Torch asks whether a hook takes keywords only when it calls it: a hook that another thread
+        # has just removed is called without them.
+        def before(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        ) -> None:
             if current_session() is self:
-                self._begin_pass(args, kwargs)
+                self._begin_pass(args, kwargs or {})
 
         handle = self.module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
         stack = ExitStack()
@@ -177,7 +181,11 @@ class Session:
     def _frame(self, ids: Tensor, mask: Any, kwargs: dict[str, Any]) -> Frame:
         batch, length = ids.shape[:2]
         cache = next(
-            (kwargs[n] for n in ("past_key_values", "cache_params", "state") if kwargs.get(n) is not None),
+            (
+                kwargs[n]
+                for n in ("past_key_values", "cache_params", "state")
+                if kwargs.get(n) is not None
+            ),
             None,
         )
         start = 0
@@ -211,14 +219,17 @@ class Session:
         known = self.frames.get(stack)
         if known is not None and (known.batch, known.length) == (batch, length):
             return known
-        return self.frames.setdefault(
-            f"{stack}:{batch}:{length}", Frame(batch, length, 0, length)
-        )
+        return self.frames.setdefault(f"{stack}:{batch}:{length}", Frame(batch, length, 0, length))
 
     # Visits -------------------------------------------------------------------------------------
 
     def visit(
-        self, site: Site, value: Tensor, *, columns: Tensor | None = None, slots: Tensor | None = None
+        self,
+        site: Site,
+        value: Tensor,
+        *,
+        columns: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Apply the edits placed at a site and keep what was asked for.
 
@@ -311,7 +322,11 @@ class Session:
         if site.unit is not None and slots is None:
             unit_axis = site.kind.axes.index(site.kind.unit or "")
             part = value.select(unit_axis, site.unit)
-        where = 1 if axis is None else (axis - 1 if unit_axis is not None and unit_axis < axis else axis)
+        where = (
+            1
+            if axis is None
+            else (axis - 1 if unit_axis is not None and unit_axis < axis else axis)
+        )
         moment = Moment(frame.positions(value.device), where, frame.offsets)
         if whole and (op := edit.op.of_rows(*whole, part.ndim)) is not edit.op:
             edit = replace_edit(edit, op=op)
@@ -386,7 +401,9 @@ class Session:
             size = size * keep if keep is not None else size
             self._moved[index].append((moved, size.sum()))
 
-    def _keep(self, read: Read, value: Tensor, columns: Tensor | None, slots: Tensor | None) -> None:
+    def _keep(
+        self, read: Read, value: Tensor, columns: Tensor | None, slots: Tensor | None
+    ) -> None:
         site = read.site
         axis = self._pos_axis(site, value)
         if site.unit is not None and slots is not None:
@@ -412,7 +429,9 @@ class Session:
         """
         known = self.frames.get(read.site.stack)
         if known is not None and value.shape[0] == 1 and not read.where.everything:
-            value = value.expand(known.batch, *value.shape[1:])  # learned positions: one row for all
+            value = value.expand(
+                known.batch, *value.shape[1:]
+            )  # learned positions: one row for all
         batch, length = value.shape[0], value.shape[axis]
         if columns is None or known is None:
             known = self.frame_for(read.site.stack, batch, length)

@@ -4,7 +4,7 @@ from typing import Any
 
 from underhood.methods.registry import gather
 
-__all__ = gather("compare", globals())
+gather("compare", globals())
 
 
 def __getattr__(name: str) -> Any:

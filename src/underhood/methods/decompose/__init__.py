@@ -4,7 +4,7 @@ from typing import Any
 
 from underhood.methods.registry import gather
 
-__all__ = gather("decompose", globals())
+gather("decompose", globals())
 
 
 def __getattr__(name: str) -> Any:
