@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+import kit
 import pytest
 
-import kit
 from underhood.core.taps import current_session
 from underhood.core.taps.patches import active_patches
 

@@ -32,7 +32,10 @@ def place(batch: Tokens, row: int) -> slice:
 def test_a_batch_is_its_rows(family: str, side: str) -> None:
     m, batch = model(family), padded(PROMPTS, side)
     names = [n for n in ("resid_post", "pattern", "z", "k", "mlp_post") if m.offers(n)]
-    edits = [Edit("resid_post.0", uh.add(vector(32)), [1, -1]), Edit("attn_out.1", uh.scale(0.3), 2)]
+    edits = [
+        Edit("resid_post.0", uh.add(vector(32)), [1, -1]),
+        Edit("attn_out.1", uh.scale(0.3), 2),
+    ]
     run = m.run(batch, record=names, edits=edits)
     assert [f.places for f in run.fired] == [6, 3]
     for i, prompt in enumerate(PROMPTS):
@@ -80,7 +83,9 @@ def test_rows_may_count_from_the_end() -> None:
 def test_a_patch_meets_its_own_positions() -> None:
     """Source and target are padded on different sides; each row still gets its own."""
     m = model("llama")
-    source = m.run(padded(rows(*LENGTHS, seed=9), "left"), record=["resid_post.1", "pattern.1", "z.1"])
+    source = m.run(
+        padded(rows(*LENGTHS, seed=9), "left"), record=["resid_post.1", "pattern.1", "z.1"]
+    )
     target = padded(PROMPTS, "right")
     for site in ("resid_post.1", "pattern.1", "z.1"):
         run = m.run(target, edits=Edit(site, uh.patch(source)))
@@ -155,7 +160,9 @@ def test_where(where: Where, lengths: list[int], extra: int, cuts: list[int], si
     """Any cut of prompt and generation into passes selects what the sentence says."""
     side = "left" if extra else side  # generation pads on the left
     prompts = rows(*lengths, low=8, vocab=13)
-    grown = [p + rows(extra, seed=i, vocab=13)[0] for i, p in enumerate(prompts)] if extra else prompts
+    grown = (
+        [p + rows(extra, seed=i, vocab=13)[0] for i, p in enumerate(prompts)] if extra else prompts
+    )
     batch = padded(grown, side)
     columns = max(lengths)
     offsets = torch.tensor(batch.starts) if side == "left" and len(set(lengths)) > 1 else None
@@ -208,8 +215,8 @@ def test_recordings_at_positions() -> None:
 
 # Caches ------------------------------------------------------------------------------------------
 
-SITES = ("resid_post.1", "z.1", "k.1", "v.1", "q.1", "k_rot.0", "pattern.1", "scores.1", "mlp_post.0",
-         "head_out.1.2", "attn_out.0", "ssm_x.1")  # fmt: skip
+SITES = ("resid_post.1", "z.1", "k.1", "v.1", "q.1", "k_rot.0", "pattern.1", "scores.1",
+         "mlp_post.0", "head_out.1.2", "attn_out.0", "ssm_x.1")  # fmt: skip
 NEW = 6
 
 
@@ -233,7 +240,8 @@ def test_cached_equals_uncached(family: str, site: str) -> None:
     """Token by token with a cache, or all over again each time: the same tokens and activations."""
     fits(family, site)
     m, prompts = model(family), padded(rows(7, 5), "left")
-    cases = [Where(), Where(phase="prompt"), Where(phase="generated"), Where(steps=(1, 3)), Where([3, -1])]
+    cases = [Where(), Where(phase="prompt"), Where(phase="generated"), Where(steps=(1, 3))]
+    cases.append(Where([3, -1]))
     if site.startswith(("pattern", "mlp_post")):
         cases = cases[:3]
     for where in cases:
@@ -260,7 +268,8 @@ def test_cached_equals_one_pass(family: str) -> None:
     plans = {
         "generated": ([push("resid_post.1", Where(phase="generated"))],
                       [push("resid_post.1", Where(range(7, 7 + NEW - 1)))]),
-        "steps": ([push("resid_post.1", Where(steps=(0, 2)))], [push("resid_post.1", Where((7, 9)))]),
+        "steps": ([push("resid_post.1", Where(steps=(0, 2)))],
+                  [push("resid_post.1", Where((7, 9)))]),
         "prompt": ([push("resid_post.0", Where(-1)), push("attn_out.1", Where(phase="prompt"))],
                    [push("resid_post.0", Where(6)), push("attn_out.1", Where(range(7)))]),
         "schedule": (
@@ -304,13 +313,21 @@ def test_generation_options_that_cut_passes() -> None:
     m = model("llama")
     prompt = one(rows(9)[0])
     edit = Edit("resid_post.1", uh.add(2 * vector(32)), [2, -1])
-    plain = m.generate(prompt, max_new_tokens=4, min_new_tokens=4, edits=edit, record=["resid_post"])
-    chunks = m.generate(prompt, max_new_tokens=4, min_new_tokens=4, edits=edit, record=["resid_post"],
-                        prefill_chunk_size=4)  # fmt: skip
+    plain = m.generate(
+        prompt, max_new_tokens=4, min_new_tokens=4, edits=edit, record=["resid_post"]
+    )
+    chunks = m.generate(
+        prompt, max_new_tokens=4, min_new_tokens=4, edits=edit, record=["resid_post"],
+        prefill_chunk_size=4,
+    )  # fmt: skip
     assert torch.equal(plain.ids, chunks.ids)
     assert chunks.fired[0].places == 2
     assert gap(plain.run["resid_post"], chunks.run["resid_post"]) < 1e-4
-    for options in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": m.module}, {"num_beams": 2}):
+    for options in (
+        {"prompt_lookup_num_tokens": 2},
+        {"assistant_model": m.module},
+        {"num_beams": 2},
+    ):
         with pytest.raises(UsageError) as caught:
             m.generate(prompt, max_new_tokens=4, edits=edit, **options)
         assert next(iter(options)) in str(caught.value)
@@ -331,7 +348,9 @@ def test_sampling_several_per_prompt() -> None:
 def test_seeds_leave_the_global_generator_alone() -> None:
     m = model("llama")
     before = torch.get_rng_state()
-    made = [m.generate(one(rows(5)[0]), max_new_tokens=6, do_sample=True, seed=s).ids for s in (1, 1)]
+    made = [
+        m.generate(one(rows(5)[0]), max_new_tokens=6, do_sample=True, seed=s).ids for s in (1, 1)
+    ]
     assert torch.equal(made[0], made[1])
     assert torch.equal(before, torch.get_rng_state())
 
@@ -368,7 +387,9 @@ def test_edited_in_a_batch_of_the_callers() -> None:
 
 def test_rows_of_inputs_that_are_no_text() -> None:
     m = model("vit")
-    run = m.run(inputs("vit"), edits=Edit("resid_post.1", uh.zero(), Where(rows=1)), record=["resid_post.1"])
+    run = m.run(
+        inputs("vit"), edits=Edit("resid_post.1", uh.zero(), Where(rows=1)), record=["resid_post.1"]
+    )
     assert bool(run["resid_post.1"][0].any()) and not bool(run["resid_post.1"][1].any())
     plain = uh.load(torch.nn.Sequential(torch.nn.Linear(4, 3)))
     out = plain.run(torch.ones(5, 4), edits=Edit("module:0", uh.zero(), Where(rows=4))).output

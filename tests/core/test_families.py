@@ -3,10 +3,10 @@
 import difflib
 from pathlib import Path
 
+import kit
 import pytest
 import torch
 
-import kit
 from underhood import coverage
 from underhood.core.check import LAWS, CheckReport
 from underhood.core.errors import SelfCheckFailed

@@ -30,8 +30,7 @@ FAMILIES = ("gpt2", "llama", "mixtral", "mamba", "bamba", "gptj", "t5", "vit", "
 def surroundings(m: Model) -> dict[str, Any]:
     """Everything outside a session that a session may touch, by identity."""
     found: dict[str, Any] = {
-        "interface": vars(AttentionInterface)["get_interface"]
-        if "get_interface" in vars(AttentionInterface) else AttentionInterface.get_interface,
+        "interface": vars(AttentionInterface).get("get_interface", ExpertsInterface.get_interface),
         "experts": getattr(ExpertsInterface, "get_interface", None),
         "update": vars(Cache)["update"],
         "hooks": hooks(m.module),
@@ -57,8 +56,11 @@ def assert_same(before: dict[str, Any], m: Model) -> None:
 def busy(m: Model) -> dict[str, Any]:
     """A request that installs every kind of tap which the model has."""
     sites = m.sites()
-    edits = [Edit(s, uh.scale(0.9)) for s in sites
-             if s.kind.writable and s.layer in (None, 1) and s.name not in ("scores", "cross_scores")]  # fmt: skip
+    edits = [
+        Edit(s, uh.scale(0.9))
+        for s in sites
+        if s.kind.writable and s.layer in (None, 1) and not s.name.endswith("scores")
+    ]
     return {"record": sites, "edits": edits}
 
 
@@ -78,7 +80,11 @@ def in_an_op(m: Model, given: Any) -> None:
     everything = busy(m)
     site = [e.site for e in everything["edits"]][-2]
     with pytest.raises(Boom):
-        m.run(given, record=everything["record"], edits=[*everything["edits"], Edit(site, uh.call(boom))])
+        m.run(
+            given,
+            record=everything["record"],
+            edits=[*everything["edits"], Edit(site, uh.call(boom))],
+        )
 
 
 def in_the_forward(m: Model, given: Any) -> None:
@@ -200,9 +206,8 @@ def test_nested_plans_are_refused() -> None:
     with m.edited(edit) as fired:
         with pytest.raises(UsageError, match="already active"):
             m.run(PROMPT)
-        with pytest.raises(UsageError, match="already active"):
-            with other.edited(edit):
-                pass
+        with pytest.raises(UsageError, match="already active"), other.edited(edit):
+            pass
         m.module(PROMPT)  # type: ignore[operator]
     assert fired[0].places == 9
     m.run(PROMPT)
@@ -271,7 +276,9 @@ def test_threads_do_not_meet(family: str) -> None:
 def test_threads_that_generate() -> None:
     m = model("llama")
     jobs = [
-        lambda s=s: m.generate(PROMPT, max_new_tokens=6, edits=Edit("v.0", uh.scale(s))).ids.tolist()
+        lambda s=s: m.generate(
+            PROMPT, max_new_tokens=6, edits=Edit("v.0", uh.scale(s))
+        ).ids.tolist()
         for s in (0.0, 1.0, -1.0)
     ]
     alone = [job() for job in jobs]
@@ -390,7 +397,9 @@ def test_edits_act_again_under_gradient_checkpointing() -> None:
         session_free = surroundings(m)["hooks"]
         run = m.run(PROMPT, edits=edit, record=["resid_post.1"], grad=True)
         run.logits[0, -1].sum().backward()
-        results.append((run.logits.detach(), v.grad, run["resid_post.1"].shape, run.fired[0].places))
+        results.append(
+            (run.logits.detach(), v.grad, run["resid_post.1"].shape, run.fired[0].places)
+        )
         assert hooks(module) == session_free or module is plain
     assert gap(results[0][0], results[1][0]) < 1e-5
     assert results[0][1] is not None and gap(results[0][1], results[1][1]) < 1e-4

@@ -30,7 +30,10 @@ def test_import_is_light() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert python("import underhood as uh; print([n for n in uh.__all__ if not hasattr(uh, n)])") == "[]"
+    assert (
+        python("import underhood as uh; print([n for n in uh.__all__ if not hasattr(uh, n)])")
+        == "[]"
+    )
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         uh.nonsense  # noqa: B018
 

@@ -125,7 +125,10 @@ def test_its_beginning(stories: tuple[Model, list[int], str], how: str, cached: 
         names = ("resid_post", "q", "k", "v", "pattern", "z", "head_out", "mlp_post")
         asked = {"edits": [uh.Edit(name, uh.scale(1.0)) for name in names]}
     made = model.generate(
-        torch.tensor([[1]]), max_new_tokens=count, use_cache=cached, **asked  # type: ignore[arg-type]
+        torch.tensor([[1]]),
+        max_new_tokens=count,
+        use_cache=cached,
+        **asked,  # type: ignore[arg-type]
     )
     assert made.ids[0].tolist() == ids[1 : count + 1]
     if how == "every site":

@@ -1,5 +1,7 @@
 """Pattern and scores beside a fused kernel: as the eager model has them, and nothing switched."""
 
+from typing import Any
+
 import pytest
 import torch
 from kit import gap, inputs, model, one, padded, rows, twin
@@ -11,11 +13,22 @@ from underhood.core.edit import Edit
 from underhood.core.model import Model
 from underhood.core.tokens import Tokens
 
-FAMILIES = ("gpt2", "llama", "mistral", "gemma2", "gemma3", "gpt_oss", "t5", "bert", "opt", "whisper")
+FAMILIES = (
+    "gpt2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "gpt_oss",
+    "t5",
+    "bert",
+    "opt",
+    "whisper",
+)
 PROMPT = rows(9)[0]
 
 
-def given(family: str) -> object:
+def given(family: str) -> Any:
     """A batch with left padding where the family takes it."""
     if family in ("t5", "whisper"):
         return inputs(family)
@@ -103,7 +116,9 @@ def test_an_edit_is_that_of_the_eager_model(family: str, name: str) -> None:
 
 def test_an_edited_pattern_is_what_z_is_made_of() -> None:
     m = model("llama")
-    run = m.run(one(PROMPT), edits=Edit("pattern.1", uh.call(mix)), record=["pattern.1", "v.1", "z.1"])
+    run = m.run(
+        one(PROMPT), edits=Edit("pattern.1", uh.call(mix)), record=["pattern.1", "v.1", "z.1"]
+    )
     bare = m.run(one(PROMPT), record=["pattern.1"])
     assert gap(run["pattern.1"], mix(bare["pattern.1"])) < 1e-6
     values = run["v.1"].transpose(1, 2).repeat_interleave(2, 1)
@@ -146,7 +161,9 @@ def test_cached_patterns_name_absolute_keys() -> None:
     """Under a cache, also one that forgets (sliding window), key k is the token at position k."""
     for family in ("llama", "mistral", "gemma3"):
         m = model(family)
-        made = m.generate(one(PROMPT), max_new_tokens=5, min_new_tokens=5, record=["pattern", "scores"])
+        made = m.generate(
+            one(PROMPT), max_new_tokens=5, min_new_tokens=5, record=["pattern", "scores"]
+        )
         full = torch.cat([one(PROMPT), made.ids[:, :-1]], 1)
         again = m.run(full, record=["pattern", "scores"])
         assert gap(made.run["pattern"], again["pattern"]) < 1e-5, family

@@ -94,7 +94,9 @@ def test_every_row_is_met() -> None:
 def test_rows_of_the_table(code: str) -> None:
     family, site = FOUND[code]
     m = model(family)
-    assert m.known.why_not(Site.parse(site) if m.main != "dec" else Site.parse(f"dec.{site}")) == code
+    assert (
+        m.known.why_not(Site.parse(site) if m.main != "dec" else Site.parse(f"dec.{site}")) == code
+    )
     for call in (lambda: m.resolve(site), lambda: m.run(inputs(family), record=site),
                  lambda: m.run(inputs(family), edits=Edit(site, uh.scale(1.0)))):  # fmt: skip
         error = refused(NotOffered, call)
@@ -140,7 +142,9 @@ def test_whatever_is_not_offered_has_a_row(family: str) -> None:
 
 
 def test_every_error_has_a_builtin_and_an_exit_code() -> None:
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, UnderhoodError)]
+    kinds = [
+        k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, UnderhoodError)
+    ]
     for kind in kinds:
         assert kind.__doc__ and kind.exit_code in (1, 2, 3)
         if kind is not UnderhoodError:
@@ -208,7 +212,9 @@ def test_prompts(town: Any) -> None:
     refused(EmptyPrompt, lambda: town.run(torch.zeros(1, 0, dtype=torch.long)))
     long = " ".join(["Paris"] * (town.text.context + 1))
     assert str(town.text.context) in four_parts(refused(PromptTooLong, lambda: town.run(long)))
-    four_parts(refused(PromptTooLong, lambda: town.generate("The capital of", max_new_tokens=10**4)))
+    four_parts(
+        refused(PromptTooLong, lambda: town.generate("The capital of", max_new_tokens=10**4))
+    )
     assert "one token" in four_parts(refused(AnswerError, lambda: town.token_id("Paris Rome")))
     assert "unknown" in four_parts(refused(AnswerError, lambda: town.token_id(" Xyzzyx")))
 
@@ -312,9 +318,9 @@ def test_tensors_that_do_not_fit(case: str) -> None:
 
 def test_plans_move_between_devices() -> None:
     edit = Edit(SITE, uh.add(vector(32)), gate=uh.Gate("resid_post.0", vector(32)))
-    there = uh.Plan([edit]).to("meta")
-    assert there[0].op.vector.device.type == "meta" and there[0].gate is not None
-    assert there[0].gate.direction.device.type == "meta"
+    moved: Edit = uh.Plan([edit]).to("meta")[0]
+    assert moved.op.tensors()["vector"].device.type == "meta"
+    assert moved.gate is not None and moved.gate.direction.device.type == "meta"
 
 
 def test_a_run_says_what_it_lacks() -> None:
@@ -356,15 +362,18 @@ def cut(folder: Path) -> None:
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], type[UnderhoodError], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), FileProblem, "no config.json"),
-    "broken config": (lambda f: (f / "config.json").write_text('{"a": '), FileProblem, "cannot be read"),
-    "config of a list": (lambda f: (f / "config.json").write_text("[1]"), FileProblem, "config.json"),
+    "broken config": (
+        lambda f: (f / "config.json").write_text('{"a": '), FileProblem, "cannot be read"),
+    "config of a list": (
+        lambda f: (f / "config.json").write_text("[1]"), FileProblem, "config.json"),
     "unknown type": (lambda f: change_config(f, model_type="gpt9"), FileProblem, "gpt9"),
     "no type": (lambda f: (f / "config.json").write_text("{}"), FileProblem, "cannot be loaded"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileProblem, "no weights"),
     "pointer": (lfs, FileProblem, "git lfs pull"),
     "cut weights": (cut, FileProblem, "cannot be loaded"),
     "own code": (
-        lambda f: change_config(f, auto_map={"AutoModel": "evil.Model"}), UntrustedCode, "trust_remote_code"),
+        lambda f: change_config(f, auto_map={"AutoModel": "evil.Model"}), UntrustedCode,
+        "trust_remote_code"),
 }  # fmt: skip
 
 
@@ -490,7 +499,9 @@ class Unknown(nn.Module):
 def test_a_network_nobody_knows() -> None:
     m = uh.load(Unknown())
     assert m.sites() == [] and m.n_layers == 0
-    assert "module:first" in four_parts(refused(NotOffered, lambda: m.run(torch.ones(1, 4), record="z.0")))
+    assert "module:first" in four_parts(
+        refused(NotOffered, lambda: m.run(torch.ones(1, 4), record="z.0"))
+    )
     refused(SiteNotFound, lambda: m.run(torch.ones(1, 4), record="module:frist"))
     refused(NotOffered, lambda: m.generate(PROMPT))
     refused(NotOffered, lambda: m.unembed(torch.ones(4)))

@@ -96,8 +96,8 @@ def test_typos_are_answered_with_the_nearest(typed: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "module:", "resid_post.-1", "resid_post.1.2.3", "z.1.x", "embed.1.2", "resid_post.1.", ".z.1",
-     "enc.enc.z.1", "enc", "dec.", "pattern.1..2", "router_index.0.1", "z. 1"],
+    ["", "module:", "resid_post.-1", "resid_post.1.2.3", "z.1.x", "embed.1.2", "resid_post.1.",
+     ".z.1", "enc.enc.z.1", "enc", "dec.", "pattern.1..2", "router_index.0.1", "z. 1"],
 )  # fmt: skip
 def test_malformed(text: str) -> None:
     with pytest.raises(SiteNotFound):
