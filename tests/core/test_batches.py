@@ -323,11 +323,12 @@ def test_generation_options_that_cut_passes() -> None:
     assert torch.equal(plain.ids, chunks.ids)
     assert chunks.fired[0].places == 2
     assert gap(plain.run["resid_post"], chunks.run["resid_post"]) < 1e-4
-    for options in (
+    strategies: list[dict[str, Any]] = [
         {"prompt_lookup_num_tokens": 2},
         {"assistant_model": m.module},
         {"num_beams": 2},
-    ):
+    ]
+    for options in strategies:
         with pytest.raises(UsageError) as caught:
             m.generate(prompt, max_new_tokens=4, edits=edit, **options)
         assert next(iter(options)) in str(caught.value)

@@ -321,7 +321,10 @@ def test_routes_are_obeyed_or_refused(family: str, how: str) -> None:
     bare = m.run(one(PROMPT), record=[f"router_index.{layer}"])[f"router_index.{layer}"]
     chosen = bare.flatten().bincount(minlength=m.size(uh.Site("expert_out", layer), "expert") or 4)
     expert = int(chosen.argmax() if how == "forbid" else chosen.argmin())
-    edit = Edit(f"router_logits.{layer}", uh.route(**{how: expert}))
+    edit = Edit(
+        f"router_logits.{layer}",
+        uh.route(forbid=expert) if how == "forbid" else uh.route(force=expert),
+    )
     try:
         run = m.run(one(PROMPT), edits=edit, record=[f"router_index.{layer}"])
     except (EditNeverFired, NotOffered) as refusal:

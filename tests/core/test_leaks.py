@@ -191,7 +191,7 @@ def test_users_hooks_stay_and_see_edits() -> None:
     m = model("llama")
     block = m.module.get_submodule("model.layers.1")
     seen: list[Tensor] = []
-    handle = block.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    handle = block.register_forward_hook(lambda *call: seen.append(call[-1]))
     try:
         m.run(PROMPT, edits=Edit("resid_post.1", uh.zero()))
         m.run(PROMPT)

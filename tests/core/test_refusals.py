@@ -340,7 +340,8 @@ def test_a_run_says_what_it_lacks() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved model to damage."""
-    tiny("gpt2").module.save_pretrained(tmp_path / "m")
+    module: Any = tiny("gpt2").module
+    module.save_pretrained(tmp_path / "m")
     return tmp_path / "m"
 
 

@@ -258,7 +258,7 @@ def _explained(name: str, error: Exception) -> Exception:
         return UntrustedCode(
             "the model brings its own Python code, which would run on your machine",
             given=name,
-            why="transformers does not know its architecture, and nobody said that its code may run",
+            why="transformers does not know its architecture; nobody said that its code may run",
             do="read that code on its page; then pass trust_remote_code=True",
         )
     if not Path(name).is_dir():

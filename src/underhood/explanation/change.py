@@ -5,6 +5,7 @@ so the change stays on the model's own distribution. The control is the same cha
 heads drawn at random, several times.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Change:
         after: Logit difference with them changed.
         random: Logit differences with as many random heads changed.
         top: The most probable next tokens with them changed.
-        written: Text generated without and with the change.
+        written: Prompt and continuation, without and with the change.
     """
 
     heads: list[tuple[int, int]]
@@ -85,11 +86,16 @@ def change(
         for i, p in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     ]
     edits = _edits(model, heads, contrast)
-    written = tuple(
-        model.generate(question.prompt, max_new_tokens=NEW_TOKENS, edits=e).text[0]
-        for e in ((), edits)
+    return Change(
+        heads, after, random, top, (_write(model, question), _write(model, question, edits))
     )
-    return Change(heads, after, random, top, (written[0], written[1]))
+
+
+def _write(model: Model, question: Question, edits: Sequence[Edit] = ()) -> str:
+    """The prompt and what the model writes after it."""
+    made = model.generate(question.prompt, max_new_tokens=NEW_TOKENS, edits=edits)
+    prompt = model.tokens(question.prompt).ids[0].tolist()
+    return model.text.decode([*prompt, *made.ids[0].tolist()])
 
 
 def model_id(question: Question, which: int) -> int:
@@ -122,7 +128,7 @@ def views(question: Question, found: Change) -> list[View]:
         control=control,
     )
     columns = [
-        {"label": label, "tokens": [question.prompt, text], "note": note}
+        {"label": label, "tokens": [text], "note": note}
         for label, note, text in (
             ("as it is", "greedy", found.written[0]),
             ("changed", f"greedy, {names} as on the contrast", found.written[1]),

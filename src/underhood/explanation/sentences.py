@@ -65,7 +65,7 @@ def headline(found: "Explanation") -> list[str]:
 
 def _says(found: "Explanation") -> str:
     question = found.question
-    model = found.provenance["model"]
+    model = found.provenance["model"].rstrip("/").rpartition("/")[2]
     share = dict(question.top).get(question.answer)
     tail = f"with probability {percent(share)}" if share is not None else "among others"
     verb = "says" if question.top[0][0] == question.answer else "is asked about"
@@ -79,6 +79,8 @@ def _asks(found: "Explanation") -> str:
         f" {signed(question.clean)} logits; after {quoted(question.other)} the difference is"
         f" {signed(question.contrast)}."
     )
+    if question.contrast > 0:
+        line += " The contrast does not turn the answer around, so the shares below are rough."
     if question.searched:
         line += (
             " That contrast was found by search, since none was given: weaker evidence than one"
@@ -150,7 +152,8 @@ def _causes(found: "Explanation") -> str:
 
 
 def _least(share: float, several: bool) -> str:
-    return f"at least {percent(share)} of it" if several else f"{percent(share)} of it"
+    told = percent(share)
+    return f"{'at least ' if several and not told.startswith('over') else ''}{told} of it"
 
 
 def _span(first: int, last: int) -> str:
