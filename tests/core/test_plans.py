@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import model, one, rows, untyped, vector
+from kit import gap, model, one, rows, untyped, vector
 from safetensors.torch import load_file, save_file
 from test_site import sites
 
@@ -80,8 +80,9 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     assert gate is not None and torch.equal(gate.direction, W)
     assert (str(gate.site), gate.threshold, gate.above, gate.lag) == ("resid_post.0", -1e9, True, 0)
     first, second = m.run(PROMPT, edits=plan), m.run(PROMPT, edits=again)
-    assert torch.equal(first.logits, second.logits)
-    assert not torch.equal(first.logits, m.run(PROMPT).logits)
+    # Tensors from a file may lie unaligned in memory, and kernels round by alignment.
+    assert gap(first.logits, second.logits) < 1e-5
+    assert gap(first.logits, m.run(PROMPT).logits) > 1e-3
 
 
 @settings(max_examples=60, deadline=None)

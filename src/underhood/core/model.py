@@ -429,8 +429,9 @@ class Model:
         raise NotFinite(
             "the model's output is not finite",
             given=f"{int((~torch.isfinite(final)).sum())} of {final.numel()} values",
-            why=f"the first recorded site that is not finite is {bad}" if bad else
-            "an edit is too strong, a weight is not a number, or the precision is too low",
+            why=f"the first recorded site that is not finite is {bad}"
+            if bad
+            else "an edit is too strong, a weight is not a number, or the precision is too low",
             do="check the edits' strength and the precision; record resid_post to find the layer",
         )
 

@@ -468,8 +468,7 @@ def _basis(directions: Any) -> Tensor:
             why="they span no subspace of that many dimensions",
             do="give independent, non-zero directions",
         )
-    # Strides as in a fresh tensor, also for one direction: a saved plan then runs bit for bit.
-    return q.T.to(rows.dtype).reshape(-1).view(rows.shape)
+    return q.T.to(rows.dtype).contiguous()
 
 
 def project_out(directions: Any) -> Op:
