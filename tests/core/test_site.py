@@ -138,3 +138,14 @@ def test_every_kind_says_what_it_is() -> None:
         # An expert's share lies in whatever slots chose it.
         assert kind.unit is None or kind.unit in kind.axes or "slot" in kind.axes, name
         assert len(set(kind.axes)) == len(kind.axes), name
+
+
+def test_hook_pre_is_what_enters_the_nonlinearity() -> None:
+    """The gate of a gated MLP, the only projection of a plain one; unknown layers are refused."""
+    import underhood as uh
+    from underhood.core.errors import OutOfRange
+
+    found = {f: uh.load(f"random/{f}").resolve("blocks.0.mlp.hook_pre") for f in ("llama", "gpt2")}
+    assert [str(s) for sites in found.values() for s in sites] == ["mlp_gate.0", "mlp_pre.0"]
+    with pytest.raises(OutOfRange):
+        uh.load("random/llama").resolve("blocks.9.mlp.hook_pre")

@@ -34,7 +34,7 @@ from underhood.core.taps import Read, Session
 from underhood.core.taps.modules import first_tensor
 from underhood.core.taps.patches import evaluating
 from underhood.core.tokenizer import Text
-from underhood.core.tokens import Frame, Tokens, Where
+from underhood.core.tokens import Tokens, Where
 
 __all__ = ["Inputs", "Model"]
 
@@ -177,10 +177,18 @@ class Model:
             if isinstance(entry, str) and "*" in entry and ":" not in entry:
                 found += self._expand(entry)
                 continue
+            if isinstance(entry, str) and entry.endswith("mlp.hook_pre"):
+                entry = self._pre_activation(entry)
             for site in parse_many(entry):
                 found += self.known.resolve(site)
                 self._check_unit(site)
         return list(dict.fromkeys(found))
+
+    def _pre_activation(self, name: str) -> Site:
+        """What enters the nonlinearity, `hook_pre` to TransformerLens: the gate, if there is one."""
+        site = self.known.resolve(Site.parse(name))[0]
+        gate = Site("mlp_gate", site.layer, stack=site.stack)
+        return gate if self.known.why_not(gate) is None else site
 
     def _expand(self, pattern: str) -> list[Site]:
         from fnmatch import fnmatchcase
@@ -294,7 +302,8 @@ class Model:
             raise UsageError(
                 "an encoder-decoder model reads two sequences, and one was given",
                 given=repr(inputs)[:80],
-                do="pass {'input_ids': ids, 'decoder_input_ids': ids}",
+                do="pass {'input_ids': ids, 'decoder_input_ids': ids}; to generate, call"
+                " model.module.generate inside `with model.edited(...)`",
             )
         if isinstance(inputs, Tensor):
             tokens = self.text.of_ids(inputs, None)
@@ -480,57 +489,12 @@ class Model:
             PromptTooLong: Prompt and new tokens together exceed the context.
             NotFinite: Logits that are not numbers.
         """
-        if not hasattr(self.module, "generate"):
-            raise NotOffered("this model cannot generate", given=repr(self), do="use run")
-        if edits or record:
-            _check_strategy(options)
-        tokens, _ = self.batch(prompts, padding="left")
-        assert tokens is not None
-        self.text.room(tokens, max_new_tokens)
-        if len(tokens) > 1 and type(self.module).__name__.startswith("Rwkv"):
-            raise NotOffered(
-                "this family generates one prompt at a time",
-                given=f"{len(tokens)} prompts",
-                why="its cached step mixes rows in transformers",
-                do="generate in a loop",
-            )
-        plan = self.plan(edits, lengths=tokens.lengths, generating=True)
-        reads = self.reads(record, at=at)
-        columns = tokens.ids.shape[1]
-        frame = Frame(len(tokens), columns, prompt=columns)
-        if not bool(tokens.mask.all()):
-            frame.offsets = torch.tensor(tokens.starts, device=self.device)
-            frame.lengths = tokens.mask.sum(1)
-        session = Session(self.module, self.anatomy, plan, reads, prompt=frame)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
-        with self._evaluating(), torch.no_grad(), _seeded(seed), session:
-            out = self._hf_generate(tokens, settings)
-        recorded, fired = session.recordings(), session.close_report()
-        new = out[:, columns:]
-        run = Run(tokens, None, recorded, fired, describe(self, options=_plain(settings)))
-        strings = [self.text.strings(row.tolist()) for row in new]
-        texts = [self.text.decode(r.tolist()) for r in new] if self.tokenizer is not None else []
-        return Generation(texts, new, strings, run)
+        from underhood.core.generate import generate
 
-    def _hf_generate(self, tokens: Tokens, settings: dict[str, Any]) -> Tensor:
-        module: Any = self.module
-        if not settings["do_sample"]:  # sampling settings of the model's own file would only warn
-            settings = {"temperature": None, "top_p": None, "top_k": None} | settings
-        if self.text.pad_id is not None:
-            settings = {"pad_token_id": self.text.pad_id} | settings
-        elif getattr(module.generation_config, "pad_token_id", None) is None:
-            settings = {"pad_token_id": _first(module.generation_config.eos_token_id)} | settings
-        watch = _Finite()
-        settings["logits_processor"] = [*(settings.get("logits_processor") or ()), watch]
-        try:
-            out = module.generate(
-                input_ids=tokens.ids, attention_mask=tokens.mask.long(), **settings
-            )
-        except RuntimeError as error:  # sampling from logits that are not numbers
-            watch.need(error)
-            raise
-        watch.need()
-        return out if isinstance(out, Tensor) else out.sequences
+        reads = self.reads(record, at=at)
+        return generate(
+            self, prompts, max_new_tokens, edits=edits, reads=reads, seed=seed, options=options
+        )
 
     # Reading the head ----------------------------------------------------------------------------
 
@@ -579,75 +543,3 @@ def _context(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def _check_strategy(options: Mapping[str, Any]) -> None:
-    """Refuse ways of generating that reorder rows or take tokens back.
-
-    Raises:
-        UsageError: Such an option is given.
-    """
-    strategies = {
-        "num_beams": "beam search reorders rows while it runs",
-        "prompt_lookup_num_tokens": "tokens that were guessed ahead are taken back",
-        "assistant_model": "tokens that were guessed ahead are taken back",
-        "assistant_early_exit": "tokens that were guessed ahead are taken back",
-        "custom_generate": "a loop of its own may feed tokens in any order",
-    }
-    for name, why in strategies.items():
-        if options.get(name) not in (None, 1, False):
-            raise UsageError(
-                "edits and recordings cannot follow this way of generating",
-                given=f"{name}={_short(options[name])}",
-                why=f"{why}, so positions cannot be counted",
-                do="generate greedily or by sampling",
-            )
-
-
-def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
-
-
-class _Finite:
-    """A logits processor that only looks; the flag is read once, at the end."""
-
-    def __init__(self) -> None:
-        self.bad: Tensor | None = None
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        # Processors forbid tokens with -inf; the largest logit must be a number.
-        bad = ~torch.isfinite(scores.amax(-1)).all()
-        self.bad = bad if self.bad is None else self.bad | bad
-        return scores
-
-    def need(self, cause: Exception | None = None) -> None:
-        """Raise where a logit was not a number.
-
-        Raises:
-            NotFinite: Some step's logits were NaN or infinite.
-        """
-        if self.bad is not None and bool(self.bad):
-            raise NotFinite(
-                "the model's logits were not finite while it generated",
-                given="NaN or infinite logits in some step",
-                why="an edit is too strong, a weight is not a number, or the precision is too low",
-                do="run the prompt with record=['resid_post'] to find the layer",
-            ) from cause
-
-
-def _first(value: Any) -> int | None:
-    return value[0] if isinstance(value, (list, tuple)) else value
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in settings.items() if isinstance(v, (int, float, str, bool))}
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
