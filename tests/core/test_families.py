@@ -14,13 +14,15 @@ from underhood.core.model import Model
 from underhood.organisms.tiny import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+pytestmark = pytest.mark.xdist_group("families")  # one worker: the reports are made once
+MAKE = coverage.family_report
 REPORTS: dict[str, tuple[Model, CheckReport]] = {}
 
 
 def report(family: str) -> tuple[Model, CheckReport]:
     """A family's report, made once in this session."""
     if family not in REPORTS:
-        REPORTS[family] = coverage.family_report(family)
+        REPORTS[family] = MAKE(family)
     return REPORTS[family]
 
 

@@ -131,7 +131,7 @@ def test_town_copies_by_the_heads_that_are_named(town: uh.Model) -> None:
     chance = [accuracy(pick.sample(others, len(named))) for _ in range(6)]
     assert whole > 0.8
     assert accuracy(named) < 0.3 * whole
-    assert min(chance) > 0.6 * whole
+    assert float(np.median(chance)) > 0.6 * whole
 
 
 def test_rows_do_not_depend_on_the_batch(town: uh.Model) -> None:

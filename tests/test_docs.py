@@ -1,0 +1,59 @@
+"""The docs say what the code does: README's Python runs, its commands and links exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's Python, line by line; where a comment gives a shape, it is that shape."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, object] = {}
+    for line in code.splitlines():
+        exec(line, scope)
+        if match := re.match(r"(run\[.*\]\.shape)\s+# (\([\d, ]+\))", line):
+            assert str(tuple(eval(match[1], scope))) == match[2]
+    assert "resid_pre" in capsys.readouterr().out
+
+
+def test_commands_exist() -> None:
+    from underhood.cli.app import app
+
+    (listed,) = re.findall(r"## Commands\n\n(.*?)\. All take", README, re.DOTALL)
+    for command in re.findall(r"`(\w+)", listed):
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_changelog_names_every_method() -> None:
+    from underhood.methods import names
+
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for family in names().values():
+        for name in family:
+            assert f"`{name}`" in changes, name
+
+
+def test_every_method_has_a_whole_card() -> None:
+    """Summary, meaning of each parameter, cost, source, limits, example: nothing is left out."""
+    from underhood.methods import find, names
+
+    for family in names().values():
+        for name in family:
+            card = find(name)
+            assert card.summary.endswith("."), name
+            for section in ("Args", "Returns", "Cost", "Source", "Misleads", "Example"):
+                assert card.sections.get(section), f"{name}: {section}"
+            for parameter in card.parameters:
+                assert parameter.about, f"{name}: {parameter.name}"
