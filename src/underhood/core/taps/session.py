@@ -53,6 +53,12 @@ class Read:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether an activation is kept as it is: nothing cut, cast or moved."""
+        plain = self.site.unit is None and self.device is None and self.dtype is None
+        return plain and self.where.everything
+
 
 class Session:
     """Records and edits for the passes made inside `with session:`.
@@ -84,7 +90,7 @@ class Session:
         self.frames: dict[str, Frame] = {}
         self.passes = 0
         self._edits: dict[Site, list[_Placed]] = defaultdict(list)
-        self._reads: dict[Site, list[Read]] = defaultdict(list)
+        self._reads: dict[Site, list[tuple[Read, list[Tensor]]]] = defaultdict(list)
         self._gates: dict[Site, Tensor] = {}
         self._lagged: dict[Site, Tensor] = {}
         self._moved: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -95,8 +101,8 @@ class Session:
         self._token: Token[Session | None] | None = None
         for index, edit in enumerate(plan):
             self._edits[edit.site.whole].append(_Placed.of(index, edit))
-        for read in self._kept:
-            self._reads[read.site.whole].append(read)
+        for read, kept in self._kept.items():
+            self._reads[read.site.whole].append((read, kept))
         self._gate_sites: dict[Site, set[Site]] = defaultdict(set)
         for gate in (e.gate for e in plan if e.gate is not None):
             self._gate_sites[gate.site.whole].add(gate.site)
@@ -253,8 +259,8 @@ class Session:
             return value
         for gate in self._gate_sites.get(site, ()):
             self._gates[gate] = _one_unit(gate, value).detach()
-        for read in self._reads.get(site, ()):
-            self._keep(read, value, columns, slots)
+        for read, kept in self._reads.get(site, ()):
+            kept.append(self._kept_form(read, value, columns, slots))
         return value
 
     def _pos_axis(self, site: Site, value: Tensor, *, rows: int | None = None) -> int | None:
@@ -401,10 +407,13 @@ class Session:
             size = size * keep if keep is not None else size
             self._moved[index].append((moved, size.sum()))
 
-    def _keep(
+    def _kept_form(
         self, read: Read, value: Tensor, columns: Tensor | None, slots: Tensor | None
-    ) -> None:
+    ) -> Tensor:
+        """What is kept of an activation: cut, cast, moved, and a copy."""
         site = read.site
+        if read.whole and not self.grad and self.prompt is None:
+            return value.detach().clone(memory_format=torch.contiguous_format)
         axis = self._pos_axis(site, value)
         if site.unit is not None and slots is not None:
             value = torch.where((slots == site.unit)[..., None], value, 0).sum(-2)
@@ -420,7 +429,7 @@ class Session:
         # A copy, never an alias: models add to their residual in place.
         if fresh.data_ptr() == value.data_ptr() and not self.grad:
             fresh = fresh.clone(memory_format=torch.contiguous_format)
-        self._kept[read].append(fresh)
+        return fresh
 
     def _cut(self, read: Read, value: Tensor, axis: int, columns: Tensor | None) -> Tensor:
         """Only the positions asked for, row by row: `[batch, chosen, ...]` on the same axis.
@@ -461,7 +470,7 @@ class Session:
             return None
         need: Int[Tensor, " n"] | None = None
         union = torch.zeros(frame.length, dtype=torch.bool, device=device)
-        for read in self._reads.get(site, ()):
+        for read, _ in self._reads.get(site, ()):
             chosen = read.where.select(frame, device)
             if chosen is None or read.where.everything:
                 return None
