@@ -50,6 +50,7 @@ docs: $(VENV)/base
 bench: $(VENV)/base
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/report.py
 

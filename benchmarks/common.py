@@ -200,3 +200,28 @@ def write(report: Report, chosen: argparse.Namespace, load: float) -> dict[str, 
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"wrote {path.name}")
     return document
+
+
+def bridge(module: Any) -> Any:
+    """TransformerLens 4 over a Hugging Face GPT-2; nothing is downloaded."""
+    import tempfile
+
+    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as folder:
+        return TransformerBridge.boot_transformers(
+            "gpt2", hf_model=module, tokenizer=_tokenizer(folder), device="cpu"
+        )
+
+
+def _tokenizer(folder: str) -> Any:
+    """The bridge wants a tokenizer that it can load again; ids are all that it is given."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    words = Tokenizer(models.WordLevel({end: 0, "a": 1}, unk_token=end))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token=end, eos_token=end, pad_token=end, unk_token=end
+    ).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

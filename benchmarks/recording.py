@@ -6,7 +6,6 @@ TransformerLens rebuilds the one that it is given.
 """
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,12 +53,7 @@ def ours(module: nn.Module, ids: Tensor) -> Iterator[Arm]:
 
 def transformer_lens(module: nn.Module, ids: Tensor) -> Iterator[Arm]:
     """TransformerLens 4: `run_with_cache` of the bridge over a Hugging Face model."""
-    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
-
-    with tempfile.TemporaryDirectory() as folder:
-        bridge = TransformerBridge.boot_transformers(
-            "gpt2", hf_model=module, tokenizer=_tokenizer(folder), device="cpu"
-        )
+    bridge = common.bridge(module)
     layer = f"blocks.{module.config.n_layer // 2 - 1}."  # type: ignore[union-attr]
 
     def cached(keep: Callable[[str], bool] | None) -> Any:
@@ -69,19 +63,6 @@ def transformer_lens(module: nn.Module, ids: Tensor) -> Iterator[Arm]:
     yield RESIDUALS, lambda: cached(lambda name: name.endswith("hook_resid_post"))
     yield LAYER, lambda: cached(lambda name: name.startswith(layer))
     yield EVERYTHING, lambda: cached(None)
-
-
-def _tokenizer(folder: str) -> Any:
-    """The bridge wants a tokenizer that it can load again; ids are all that it is given."""
-    from tokenizers import Tokenizer, models
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    end = "<|endoftext|>"
-    words = Tokenizer(models.WordLevel({end: 0, "a": 1}, unk_token=end))
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token=end, eos_token=end, pad_token=end, unk_token=end
-    ).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def nnsight(module: nn.Module, ids: Tensor) -> Iterator[Arm]:

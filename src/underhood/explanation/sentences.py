@@ -1,6 +1,7 @@
 """From numbers to plain sentences. Every sentence holds the numbers that it is made of."""
 
 import html
+import math
 from typing import TYPE_CHECKING, Any
 
 from underhood.view import Result, View, table
@@ -52,6 +53,13 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def odds(logits: float) -> str:
+    """A logit difference as odds: `3.2 to 1`, `1 to 45`."""
+    ratio = math.exp(min(abs(logits), 50.0))
+    words = f"{ratio:.1f}" if ratio < 10 else f"{float(f'{ratio:.2g}'):,.0f}"
+    return f"{words} to 1" if logits >= 0 else f"1 to {words}"
+
+
 def listed(items: list[str]) -> str:
     """Words as an enumeration."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
@@ -76,8 +84,8 @@ def _asks(found: "Explanation") -> str:
     question = found.question
     line = (
         f"It prefers {quoted(question.answer)} to {quoted(question.wrong)} by"
-        f" {signed(question.clean)} logits; after {quoted(question.other)} the difference is"
-        f" {signed(question.contrast)}."
+        f" {signed(question.clean)} logits ({odds(question.clean)}); after {quoted(question.other)}"
+        f" the difference is {signed(question.contrast)} ({odds(question.contrast)})."
     )
     if question.contrast > 0:
         line += " The contrast does not turn the answer around, so the shares below are rough."
@@ -118,7 +126,8 @@ def _writers(found: "Explanation") -> str:
     )
     top = listed([f"{node} ({signed(value)})" for node, value in ranked[:3]])
     return (
-        f"Written directly by {top}, out of {len(ranked)} parts that sum to"
+        f"Written directly by {top} (H is an attention head of layer L, MLP its neurons), of"
+        f" {len(ranked)} parts that sum to"
         f" {signed(float(result.data['total']))}; the model's own difference is"
         f" {signed(float(result.data['logit_diff']))}."
     )
