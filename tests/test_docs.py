@@ -1,10 +1,15 @@
 """The docs say what the code does: README's Python runs, its commands and links exist."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+import underhood
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,3 +62,22 @@ def test_every_method_has_a_whole_card() -> None:
                 assert card.sections.get(section), f"{name}: {section}"
             for parameter in card.parameters:
                 assert parameter.about, f"{name}: {parameter.name}"
+
+
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(underhood.__path__, "underhood.")
+    if not m.name.endswith("__main__")
+]
+
+
+def test_every_docstring_example_runs() -> None:
+    """Examples in docstrings are run, on the built-in model."""
+    ran = 0
+    for name in MODULES:
+        found = doctest.testmod(
+            importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
+        )
+        assert not found.failed, name
+        ran += found.attempted
+    assert ran > 20
