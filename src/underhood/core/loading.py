@@ -19,7 +19,7 @@ from torch import nn
 from underhood.core.errors import FileProblem, ModelNotFound, UntrustedCode, UsageError
 from underhood.core.model import Model
 
-__all__ = ["as_device", "as_dtype", "from_module", "from_pretrained"]
+__all__ = ["as_device", "as_dtype", "from_module", "from_pretrained", "no_bars"]
 
 REACH = 5.0  # seconds to wait for the hub
 LFS_MARK = b"version https://git-lfs"
@@ -208,7 +208,7 @@ def _load_module(name: str, options: dict[str, Any]) -> nn.Module:
             name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
         )
         cls = _class_for(config, transformers)
-        with _quiet(transformers):
+        with no_bars():
             module, report = cls.from_pretrained(name, output_loading_info=True, **options)
     except UsageError:
         raise
@@ -232,9 +232,10 @@ def _load_module(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bar for weights that are on disk; the user's setting is put back."""
-    logging = transformers.utils.logging
+def no_bars() -> Iterator[None]:
+    """No progress bars from transformers inside the block; the user's setting is put back."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,8 +1,6 @@
 """What an organism is and how well it does, as measured from its weights."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,6 +81,8 @@ def evaluate(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from underhood.core.loading import no_bars
+
     what = organisms.organism(name)
     where = what.folder if folder is None else folder
     if not (where / "config.json").exists():
@@ -122,20 +122,6 @@ def measure(
             "reproduce": f"{call}[{task!r}]",
         }
     return out
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Keeps transformers from drawing progress bars, which it does even where nobody looks."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _judge(

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from underhood.core.errors import FileProblem, OutOfRange
 from underhood.organisms import PUNCTUATION, Organism, Row, organism
-from underhood.organisms.card import PROMPTS, Card, measure, no_bars
+from underhood.organisms.card import PROMPTS, Card, measure
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +126,8 @@ class Run:
 
         Removes the checkpoint.
         """
+        from underhood.core.loading import no_bars
+
         tokenizer = build_tokenizer(self.organism)
         self.model.eval()
         with no_bars():
