@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 import underhood as uh
 from underhood.core.edit import Edit
+from underhood.core.errors import UsageError
+from underhood.core.head import norm_form
 from underhood.core.model import Model
 from underhood.core.tokens import Tokens
 
@@ -170,3 +172,23 @@ def test_cached_patterns_name_absolute_keys() -> None:
         a, b = made.run["scores"], again["scores"]
         assert torch.equal(torch.isneginf(a), torch.isneginf(b)), family
         assert gap(a.clamp(min=-1e4), b.clamp(min=-1e4)) < 1e-4, family
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "olmo", "opt", "mamba"])
+def test_scale_is_what_the_norm_divides_by(family: str) -> None:
+    """`ln1_scale`: gain * centred input / scale + bias is the norm's own output."""
+    m = uh.load(f"random/{family}")
+    ids = torch.randint(5, 99, (2, 7))
+    run = m.run(ids, record=["resid_pre", "ln1", "ln1_scale", "ln_final_scale"])
+    assert run.axes("ln1_scale.0") == ("batch", "pos")
+    for layer in range(m.n_layers):
+        x = run["resid_pre", layer].double()
+        norm = m.module.get_submodule(m.anatomy.stacks[m.main].blocks[layer].points["ln1"].path)
+        form = norm_form(norm, x.shape[-1])
+        scale = run["ln1_scale", layer].double()[..., None]
+        made = form.linear(x, scale) + form.bias
+        assert gap(made.float(), run["ln1", layer]) < 1e-5
+        assert gap(x.var(-1, correction=0) if form.centred else x.pow(2).mean(-1),
+                   scale[..., 0] ** 2 - form.eps) < 1e-4  # fmt: skip
+    with pytest.raises(UsageError, match="can be read"):
+        uh.Edit("ln1_scale.0", uh.zero())

@@ -66,8 +66,10 @@ def norm_form(norm: nn.Module, width: int) -> NormForm:
         (float(getattr(norm, n)) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), 1e-5
     )
     with torch.no_grad():
-        outs = norm(probes).double()
-        flat = norm(torch.full((1, width), 2.0, device=first.device, dtype=dtype))[0].double()
+        # The forward itself, past any hooks: a session may be listening to this norm.
+        outs = norm.forward(probes).double()
+        level = torch.full((1, width), 2.0, device=first.device, dtype=dtype)
+        flat = norm.forward(level)[0].double()
     x = probes.double()
     for centred in (True, False):
         bias = flat if centred else torch.zeros_like(flat)

@@ -148,6 +148,7 @@ def _attention_reason(
 
 def _block_reason(block: Block, name: str, *, latent: bool) -> str | None:
     """Why a block does not offer a name; None when it does."""
+    name = name.removesuffix("_scale")  # a norm's denominator is there where the norm is
     cross = name.startswith("cross_")
     bare = name.removeprefix("cross_")
     if bare in _ATTENTION:
@@ -210,7 +211,8 @@ class Sites:
             return None if self.anatomy.head else "no-logits"
         stack = self.anatomy.stacks[site.stack]
         if not site.kind.layered:
-            return None if site.name in stack.points else _STACK_REASONS[site.name]
+            name = site.name.removesuffix("_scale")
+            return None if name in stack.points else _STACK_REASONS[name]
         return _block_reason(stack.blocks[site.layer or 0], site.name, latent=self.latent)
 
     def all(self) -> list[Site]:

@@ -67,6 +67,11 @@ KINDS: dict[str, Kind] = {
     "ln1": Kind(_D, "normalised input of attention or mixer", "d_model"),
     "ln2": Kind(_D, "normalised input of the MLP", "d_model"),
     "ln_final": Kind(_D, "output of the final norm", "d_model", layered=False),
+    "ln1_scale": Kind(("batch", "pos"), "what ln1 divides by at each position", writable=False),
+    "ln2_scale": Kind(("batch", "pos"), "what ln2 divides by at each position", writable=False),
+    "ln_final_scale": Kind(
+        ("batch", "pos"), "what the final norm divides by", layered=False, writable=False
+    ),
     "q": Kind(_H, "queries before rotary embedding", "head"),
     "k": Kind(_H, "keys before rotary embedding (key/value heads)", "head"),
     "v": Kind(_H, "values (key/value heads)", "head"),
@@ -123,6 +128,7 @@ _TL_PLAIN = {
     "hook_embed": "embed",
     "hook_pos_embed": "pos_embed",
     "ln_final.hook_normalized": "ln_final",
+    "ln_final.hook_scale": "ln_final_scale",
 }
 _TL_LAYERED = {
     "hook_resid_pre": "resid_pre",
@@ -132,6 +138,8 @@ _TL_LAYERED = {
     "hook_mlp_out": "mlp_out",
     "ln1.hook_normalized": "ln1",
     "ln2.hook_normalized": "ln2",
+    "ln1.hook_scale": "ln1_scale",
+    "ln2.hook_scale": "ln2_scale",
     "attn.hook_q": "q",
     "attn.hook_k": "k",
     "attn.hook_v": "v",

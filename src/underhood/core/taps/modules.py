@@ -7,6 +7,7 @@ cut, scaled sub-layers are scaled.
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def install(session: Session, stack: ExitStack) -> None:
             _hook_path(session, stack, site)
         elif site.name == "logits":
             _hook_logits(session, stack, site)
+        elif site.name.endswith("_scale"):
+            _hook_scale(session, stack, site)
         elif site.name in ("head_out", "cross_head_out"):
             _hook_head_out(session, stack, site)
         else:
@@ -180,6 +183,30 @@ def _hook_logits(session: Session, stack: ExitStack, site: Site) -> None:
         return output
 
     handle = session.module.register_forward_hook(after, prepend=True)
+    stack.callback(handle.remove)
+
+
+def _hook_scale(session: Session, stack: ExitStack, site: Site) -> None:
+    """What a norm divides by, from its input and its linear form (found by probing it once)."""
+    from underhood.core.head import NormForm, norm_form
+
+    tower = session.anatomy.stacks.get(site.stack)
+    base = replace(site, name=site.name.removesuffix("_scale"))
+    point, _ = _point(tower, base) if tower is not None else (None, None)
+    if point is None:
+        return
+    module = session.module.get_submodule(point.path)
+    forms: list[NormForm] = []
+
+    def before(_m: nn.Module, args: tuple[Any, ...]) -> None:
+        if current_session() is not session or not args:
+            return
+        x = _canonical(session, site, args[0])
+        if not forms:
+            forms.append(norm_form(module, x.shape[-1]))
+        session.visit(site, forms[0].scale(x)[..., 0].to(x.dtype))
+
+    handle = module.register_forward_pre_hook(before, prepend=True)
     stack.callback(handle.remove)
 
 
