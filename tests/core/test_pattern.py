@@ -192,3 +192,18 @@ def test_scale_is_what_the_norm_divides_by(family: str) -> None:
                    scale[..., 0] ** 2 - form.eps) < 1e-4  # fmt: skip
     with pytest.raises(UsageError, match="can be read"):
         uh.Edit("ln1_scale.0", uh.zero())
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("t5", "whisper")])
+def test_scores_from_the_same_stream_are_equal(family: str) -> None:
+    """Given the same stream, a layer's scores beside a fused kernel are the eager layer's.
+
+    Run freely the two models' streams drift apart, because their kernels round differently.
+    """
+    m, eager = model(family), twin(family)
+    run = m.run(given(family), record=["resid_pre", "scores"])
+    for layer in range(m.n_layers):
+        edit = Edit(f"resid_pre.{layer}", uh.patch(run))
+        other = eager.run(given(family), edits=edit, record=f"scores.{layer}")
+        a, b = (real(family, r["scores", layer]).clamp(min=-1e4) for r in (run, other))
+        assert gap(a, b) < 1e-6, layer
