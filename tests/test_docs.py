@@ -30,7 +30,7 @@ def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands_exist() -> None:
     from underhood.cli.app import app
 
-    (listed,) = re.findall(r"## Commands\n\n(.*?)\. All take", README, re.DOTALL)
+    (listed,) = re.findall(r"## Commands\n\n(.*?)\. All that", README, re.DOTALL)
     for command in re.findall(r"`(\w+)", listed):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 

@@ -159,7 +159,6 @@ class Stack:
         root: Path of the module that owns the tower.
         blocks: Its blocks in order.
         points: Points without a layer (`embed`, `pos_embed`, `ln_final`).
-        causal: Whether positions see only earlier ones (used for position bookkeeping).
     """
 
     name: str

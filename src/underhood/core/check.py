@@ -92,9 +92,6 @@ class _Bench:
     run: Run
     layers: list[Site]
 
-    def out(self, run: Run) -> Tensor:
-        return _output(run)
-
 
 def _output(run: Run) -> Tensor:
     found = getattr(run.output, "logits", None)

@@ -18,7 +18,6 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -117,14 +116,6 @@ def groups(plans: Sequence[Plan], length: int, layers: int, rows: int) -> list[l
     return found
 
 
-@dataclass(slots=True)
-class _Prefix:
-    """A prompt up to some position: its cache, and the unedited run's last logits."""
-
-    cache: Any
-    bare: Float[Tensor, " vocab"]
-
-
 class Growing:
     """Runs cells of one sweep on single prompts.
 
@@ -140,7 +131,8 @@ class Growing:
         self.passes = 0
         self.places: Counter[tuple[int, int]] = Counter()
         self.moved = torch.zeros(len(plans))
-        self._prefixes: dict[tuple[int, int], _Prefix] = {}
+        self._bare: dict[int, Tensor] = {}
+        self._prefixes: dict[tuple[int, int], Any] = {}
         stack = model.anatomy.stacks[""]
         text = getattr(model.config, "text_config", None) or model.config
         self._windowed = getattr(text, "sliding_window", None) is not None
@@ -156,7 +148,6 @@ class Growing:
         start = min(_first_position(self.plans[c], length) for c in cells)
         if self._windowed and any("key" in e.site.kind.axes for c in cells for e in self.plans[c]):
             start = 0  # a windowed cache drops keys, and the edit counts all of them
-        prefix = self._prefix(prompt, start)
         order = sorted(cells, key=lambda c: _first_layer(self.plans[c]))
         joins: Counter[int] = Counter()
         row: dict[int, int] = {}
@@ -168,24 +159,26 @@ class Growing:
                 joins[_first_layer(self.plans[cell])] += 1
                 row[cell] = 1 + len(row)
                 edits |= {(cell, n): e for n, e in enumerate(own) if e is not None}
-        found = self._pass(prompt, start, prefix, joins, edits)
-        gap = float((found[0] - prefix.bare).abs().max())
-        if not gap <= TOLERANCE * max(float(prefix.bare.abs().max()), 1.0):
+        found = self._pass(prompt, start, joins, edits)
+        bare = self._bare_logits(prompt)
+        gap = float((found[0] - bare).abs().max())
+        if not gap <= TOLERANCE * max(float(bare.abs().max()), 1.0):
             raise CannotShare(f"the unedited row came out {gap:.1e} beside a bare pass")
         return found[[row.get(cell, 0) for cell in cells]]
 
-    def _prefix(self, prompt: int, start: int) -> _Prefix:
+    def _bare_logits(self, prompt: int) -> Float[Tensor, " vocab"]:
+        """Last-position logits of the unedited run."""
+        if prompt not in self._bare:
+            output = self._forward(self.prompts[prompt].ids)
+            self._bare[prompt] = output.logits[0, -1].float()
+        return self._bare[prompt]
+
+    def _prefix(self, prompt: int, start: int) -> Any:
+        """The cache of a prompt's first `start` tokens."""
         key = (prompt, start)
         if key not in self._prefixes:
-            bare = self._prefixes.get((prompt, -1))
-            if bare is None:
-                bare = _Prefix(None, self._forward(self.prompts[prompt].ids).logits[0, -1].float())
-                self._prefixes[prompt, -1] = bare
-            cache = None
-            if start:
-                ids = self.prompts[prompt].ids[:, :start]
-                cache = self._forward(ids, use_cache=True).past_key_values
-            self._prefixes[key] = _Prefix(cache, bare.bare)
+            ids = self.prompts[prompt].ids[:, :start]
+            self._prefixes[key] = self._forward(ids, use_cache=True).past_key_values
         return self._prefixes[key]
 
     def _forward(self, ids: Tensor, **options: Any) -> Any:
@@ -198,15 +191,15 @@ class Growing:
         self,
         prompt: int,
         start: int,
-        prefix: _Prefix,
         joins: Counter[int],
         edits: dict[tuple[int, int], Edit],
     ) -> Float[Tensor, "row vocab"]:
         """One growing pass; row 0 is the unedited run."""
         ids = self.prompts[prompt].ids[:, start:]
         options: dict[str, Any] = {}
-        if prefix.cache is not None:
-            options = {"past_key_values": _spreading(prefix.cache), "use_cache": True}
+        if start:
+            cache = _spreading(self._prefix(prompt, start))
+            options = {"past_key_values": cache, "use_cache": True}
         session = Session(self.model.module, self.model.anatomy, Plan(edits.values()))
         with session, ExitStack() as stack:
             for layer, count in joins.items():

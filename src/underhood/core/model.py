@@ -8,7 +8,7 @@ you let go of it, the module is what it was.
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -404,7 +404,7 @@ class Model:
             read.where.validate(lengths=lengths, generating=False)
         plan = self.plan(edits, lengths=lengths, generating=False)
         session = Session(self.module, self.anatomy, plan, reads, grad=grad)
-        with self._evaluating(), torch.set_grad_enabled(grad), session:
+        with evaluating(self.module), torch.set_grad_enabled(grad), session:
             output = self._forward(given)
         recorded, fired = session.recordings(), session.close_report()
         self._check_finite(output, recorded)
@@ -416,10 +416,6 @@ class Model:
         if "use_cache" in self._forward_names and "use_cache" not in given:
             given = given | {"use_cache": False}
         return self.module(**given)
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        """Dropout off for the pass, in whatever thread; flags are put back."""
-        return evaluating(self.module)
 
     def _check_finite(self, output: Any, recorded: dict[Read, Tensor]) -> None:
         logits = getattr(output, "logits", None)

@@ -92,7 +92,8 @@ def sweep(
         NotFinite: Logits or readings that are not numbers.
         ShapeMismatch: `read` returned something other than one number per row.
 
-    Cost: cells * prompts rows, in passes of `batch_size`; no backward.
+    Cost: cells * prompts rows, in passes of `batch_size`, from each cell's first edit on where rows
+        share their prefix, else whole; no backward.
     """
     plans = _checked(model, tokens, cells)
     size = rows_per_pass(tokens.ids.shape[1]) if batch_size is None else batch_size

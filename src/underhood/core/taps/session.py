@@ -9,7 +9,7 @@ hooks it installs are visible to all threads: each asks first whether its sessio
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
@@ -613,6 +613,3 @@ def _join(parts: list[Tensor], site: Site, axis: int | None) -> Tensor:
         fill = -torch.inf if site.name.endswith("scores") else 0.0
         parts = [nn.functional.pad(p, (0, longest - p.shape[-1]), value=fill) for p in parts]
     return torch.cat(parts, axis)
-
-
-Visitor = Callable[[Site, Tensor], Tensor]
