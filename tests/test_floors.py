@@ -15,10 +15,11 @@ ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "data": {"core"},
     "view": {"core"},
-    "organisms": {"core", "data"},
+    "circuits": {"core", "data"},
+    "organisms": {"core", "data", "circuits"},
     "store": {"core", "data"},
     "dictionary": {"core", "data", "store"},
-    "methods": {"core", "data", "view", "organisms", "store", "dictionary"},
+    "methods": {"core", "data", "circuits", "view", "organisms", "store", "dictionary"},
 }
 """What the code of each floor may import besides itself; everything above sees all below."""
 

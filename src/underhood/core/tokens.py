@@ -58,6 +58,11 @@ class Tokens:
         ids = self.ids[i][keep][None]
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), self.strings[i : i + 1])
 
+    def rows(self, index: Sequence[int]) -> "Tokens":
+        """Some rows, perhaps repeated; padding stays."""
+        strings = tuple(self.strings[i] for i in index) if self.strings else ()
+        return Tokens(self.ids[list(index)], self.mask[list(index)], strings)
+
     def repeat(self, n: int) -> "Tokens":
         """The whole batch, `n` times over."""
         return Tokens(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.strings * n)

@@ -48,6 +48,12 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
+    def rows(self, index: Sequence[int]) -> "EncodedPairs":
+        """Some of the pairs, perhaps repeated."""
+        first = [self.first_difference[i] for i in index]
+        sides = self.clean.rows(index), self.contrast.rows(index)
+        return EncodedPairs(*sides, self.answers[list(index)], self.wrong[list(index)], first)
+
     def to(self, device: torch.device | str) -> "EncodedPairs":
         """The same on another device."""
         return EncodedPairs(

@@ -1,0 +1,277 @@
+"""Edge attribution: an estimate for every edge at once, from a few backward passes.
+
+    score(u -> v) = sum over prompts and positions of  (a_u(clean) - a_u(contrast)) . dm/d in_v
+
+`in_v` is the stream as v reads it, before its norm. Positive: the edge supports the answer (cutting
+it lowers the metric). This is the first-order estimate of what `circuits.exact` measures.
+
+Nothing of width `d_model` is kept per head. Of the sources only the heads' z and the MLPs' outputs
+are kept, of the destinations only the gradients at the projections; both ends are then taken
+through W_O and through W_Q, W_K, W_V and the norm's own derivative for a few positions at a time:
+
+    a_u = z_h W_O,h        dm/d in_v = J_norm^T W_h^T g_h,
+    J_norm^T y = (centre(gain y) - x^ mean(x^ . centre(gain y))) / scale
+
+So memory is that of one backward pass, grouped heads need no copies, and any attention kernel will
+do. A norm between heads and stream (Gemma 2, OLMo 2) is taken with its scale as each run has it,
+which makes heads add up exactly.
+
+Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form is ours.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from underhood.circuits.ablation import Ablation
+from underhood.circuits.graph import Graph
+from underhood.circuits.wiring import Wiring, Writes, last_logits
+from underhood.core.edit import Edit
+from underhood.core.errors import NotFinite
+from underhood.core.head import NormForm
+from underhood.core.model import Model
+from underhood.core.ops import call
+from underhood.core.parts import Reader, Writer
+from underhood.core.site import Site
+from underhood.core.tokens import Tokens
+from underhood.data import EncodedPairs, Metric
+
+__all__ = ["POINTS", "Attributor", "frozen"]
+
+POINTS = ("clean", "contrast", "both", "inputs", "activations")
+"""Where gradients are taken: at one run or the mean of both; along the straight line between their
+embeddings (EAP-IG inputs); along lines between the two outputs of one sub-layer after the other
+(EAP-IG activations)."""
+
+SPAN = 1 << 26  # bytes of sources that are unfolded at once
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for weights inside the block: nothing is kept for them."""
+    flags = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@dataclass(slots=True)
+class _Ends:
+    """What one backward pass leaves: streams before the norms, and gradients behind them."""
+
+    streams: dict[Site, Tensor]
+    grads: dict[Site, Tensor]
+
+
+class Attributor:
+    """Edge scores of pairs of prompts.
+
+    Args:
+        wiring: The model and its graph.
+        metric: What is measured.
+        freeze_norms: Take the norms' scales as constants (the LN-rule of RelP).
+    """
+
+    def __init__(self, wiring: Wiring, metric: Metric, *, freeze_norms: bool = False) -> None:
+        self.wiring, self.metric, self.freeze_norms = wiring, metric, freeze_norms
+        self.model: Model = wiring.model
+        self.graph: Graph = wiring.graph
+        self.passes = [0, 0]  # forward, backward
+        width = self.model.d_model or 0
+        forms = {r.norm: r.form(self.model, width) for r in self.graph.readers if r.norm}
+        self.forms: dict[str, NormForm | None] = {"": None} | forms
+
+    def scores(
+        self, pairs: EncodedPairs, cut: Ablation, *, at: str = "clean", steps: int = 5
+    ) -> Float[Tensor, "source destination"]:
+        """Summed over these pairs, in the metric's unit; 0 where there is no edge.
+
+        Args:
+            pairs: The pairs of one pass.
+            cut: What a cut edge carries.
+            at: One of `POINTS`.
+            steps: Points on each line, for "inputs" (from the contrast on, the clean end left out,
+                as EAP-IG's code has it) and "activations" (the clean end included).
+
+        Raises:
+            NotFinite: The metric or its gradient is not a number.
+        """
+        clean, contrast = self.wiring.writes(pairs.clean), cut.writes(pairs)
+        self.passes[0] += 2
+        deltas = self._deltas(clean, contrast, pairs)
+        total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
+        points = list(self._points(pairs, clean, contrast, at, steps))
+        for tokens, edits in points:
+            total += self._score(deltas, self._backward(pairs, tokens, edits, clean.logits))
+        return total / len(points)
+
+    # Where gradients are taken -------------------------------------------------------------------
+
+    def _points(
+        self, pairs: EncodedPairs, clean: Writes, contrast: Writes, at: str, steps: int
+    ) -> Iterator[tuple[Tokens, list[Edit]]]:
+        start = self._put(0, clean.values[0])
+        if at in ("clean", "both"):
+            yield pairs.clean, [start]
+        if at in ("contrast", "both"):
+            yield pairs.contrast, [self._put(0, contrast.values[0])]
+        if at == "inputs":
+            for step in range(steps):
+                yield pairs.clean, [self._between(0, clean, contrast, step / steps)]
+        if at == "activations":
+            for number in range(len(self.graph.writers)):
+                for step in range(1, steps + 1):
+                    here = self._between(number, clean, contrast, step / steps)
+                    yield pairs.clean, [start, here] if number else [here]
+
+    def _between(self, number: int, clean: Writes, contrast: Writes, share: float) -> Edit:
+        ends = contrast.values[number], clean.values[number]
+        return self._put(number, ends[0] + share * (ends[1] - ends[0]))
+
+    def _put(self, number: int, value: Tensor) -> Edit:
+        """A writer's output replaced by a value that gradients start from."""
+
+        def put(now: Tensor) -> Tensor:
+            return value.detach().reshape(now.shape).requires_grad_().clone()
+
+        return Edit(self.graph.writers[number].site, call(put))
+
+    # One backward pass ---------------------------------------------------------------------------
+
+    def _backward(
+        self, pairs: EncodedPairs, tokens: Tokens, edits: list[Edit], reference: Tensor
+    ) -> _Ends:
+        seen = _Ends({}, {})
+        ends = {_end(r) for r in self.graph.readers}
+        streams = {Site("module_in", path=r.norm) if r.inside else r.tap
+                   for r in self.graph.readers if r.inside or r.module}  # fmt: skip
+        watch = [Edit(site, call(_watch(site, seen, site in ends, site in streams)))
+                 for site in sorted(ends | streams, key=str)]  # fmt: skip
+        with frozen(self.model.module):
+            logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True)
+            kept = reference if self.metric.uses_reference else None
+            value = self.metric(logits, pairs.answers, pairs.wrong, reference=kept)
+            grads = torch.autograd.grad(value.sum(), list(seen.grads.values()), allow_unused=True)
+        self.passes = [self.passes[0] + 1, self.passes[1] + 1]
+        for (site, end), grad in zip(seen.grads.items(), grads, strict=True):
+            seen.grads[site] = torch.zeros_like(end) if grad is None else grad
+        if not all(bool(torch.isfinite(g).all()) for g in seen.grads.values()):
+            raise NotFinite(
+                "the metric's gradient is not finite",
+                given=f"metric {self.metric.name}, value {float(value.detach().mean()):+.3g}",
+                why="an activation overflowed, or the metric has no derivative there",
+                do="use logit_diff, or a higher precision",
+            )
+        return seen
+
+    # Both ends put together ----------------------------------------------------------------------
+
+    def _deltas(self, clean: Writes, contrast: Writes, pairs: EncodedPairs) -> list[Tensor]:
+        """What each writer writes more in the clean run, folded: `[positions, ...]`, real ones."""
+        mask = pairs.clean.mask.to(self.model.device)
+        folded = []
+        for number, writer in enumerate(self.graph.writers):
+            a, b = (self._folded(number, writer, w.values[number]) for w in (clean, contrast))
+            folded.append((a - b)[mask])
+        return folded
+
+    def _folded(self, number: int, writer: Writer, value: Tensor) -> Tensor:
+        """Heads under a norm: z over the norm's scale, so that what is left is linear."""
+        if writer.norm is None:
+            return value
+        path, form = writer.norm
+        bias = getattr(self.model.module.get_submodule(writer.o_proj), "bias", None)
+        whole = self.wiring.split(number, value).sum(2)
+        whole = whole if bias is None else whole + bias
+        return value / form.scale(whole).to(value.dtype)
+
+    def _score(self, deltas: list[Tensor], ends: _Ends) -> Float[Tensor, "source destination"]:
+        positions, width = deltas[0].shape
+        total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
+        step = max(1, SPAN // (4 * width * len(self.graph.sources)))
+        # Positions where the runs agree write nothing different: they add exactly nothing.
+        apart = torch.stack([d.abs().amax(1) for d in deltas]).amax(0).nonzero()[:, 0]
+        for some in apart.split(step):
+            sources = self._sources(deltas, some)
+            for number, reader in enumerate(self.graph.readers):
+                known = self.graph.before(number)
+                last = self.graph.written(known - 1).stop if known else 0
+                cut = self.graph.read(number)
+                made = self._destination(reader, ends, some)
+                part = sources[:last].flatten(1) @ made.flatten(1).T
+                total[:last, cut.start : cut.stop] += part.double().cpu()
+        return total
+
+    def _sources(self, deltas: list[Tensor], some: Tensor) -> Float[Tensor, "source n d_model"]:
+        parts = []
+        for number, writer in enumerate(self.graph.writers):
+            value = deltas[number][some]
+            weight = self.wiring._weights[number]
+            if weight is not None:
+                value = torch.einsum("nhd,hdm->hnm", value.unflatten(-1, (len(weight), -1)), weight)
+                if writer.norm is not None:
+                    form = writer.norm[1]
+                    value = form.centre(value) * form.gain.to(value.dtype)
+            parts.append(value if value.ndim == 3 else value[None])
+        return torch.cat(parts)
+
+    def _destination(
+        self, reader: Reader, ends: _Ends, some: Tensor
+    ) -> Float[Tensor, "destination n d_model"]:
+        """The gradient at the stream as the reader takes it."""
+        grad = _flat(ends.grads[_end(reader)])[some]
+        if not reader.module:
+            if not reader.inside:
+                return grad[None]
+            stream = _flat(ends.streams[Site("module_in", path=reader.norm)])[some]
+            return self._back(self.forms[reader.norm], stream, grad[None])
+        weight, _ = self.wiring.columns(reader)
+        columns = torch.tensor(reader.columns, device=grad.device)
+        each = torch.einsum("nhd,hmd->hnm", grad[:, columns], weight)
+        return self._back(self.forms[reader.norm], _flat(ends.streams[reader.tap])[some], each)
+
+    def _back(self, form: NormForm | None, stream: Tensor, grad: Tensor) -> Tensor:
+        """A gradient behind a norm as the gradient before it."""
+        if form is None:
+            return grad
+        scale = form.scale(stream).to(grad.dtype)
+        out = form.centre(grad * form.gain.to(grad.dtype))
+        if not self.freeze_norms:
+            unit = form.centre(stream) / scale
+            out = out - unit * (unit * out).mean(-1, keepdim=True)
+        return out / scale
+
+
+def _end(reader: Reader) -> Site:
+    """Where a reader's gradient is taken: behind its projection, or on its own branch."""
+    return Site("module", path=reader.module) if reader.module else reader.tap
+
+
+def _watch(site: Site, seen: _Ends, end: bool, stream: bool) -> Callable[[Tensor], Tensor]:
+    """Keep an activation: its value, or a point of the graph where a gradient is taken.
+
+    What is kept and what the model goes on with are two tensors: some models change theirs in place
+    (OLMo clips what its projections make), and an input that two parts share gets a branch each.
+    """
+
+    def watch(value: Tensor) -> Tensor:
+        if stream:
+            seen.streams[site] = value.detach().clone()
+        if not end:
+            return value
+        seen.grads[site] = value.view_as(value) if site.name == "module_in" else value
+        return seen.grads[site] if site.name == "module_in" else value.clone()
+
+    return watch
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.reshape(-1, value.shape[-1])

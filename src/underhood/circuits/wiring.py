@@ -1,0 +1,298 @@
+"""A model whose edges can be cut: every reader is given a stream of its own.
+
+In a forward pass each reader v takes the stream as it is, plus, for every edge (u -> v) that is
+cut, what u writes in another run minus what it writes in this one:
+
+    in_v = stream + sum over cut edges (u -> v) of  (a_u(other) - a_u(now))
+
+`a_u(now)` is what u writes in *this* pass, from inputs that were themselves changed; so kept edges
+carry the circuit's own values, and the result is exact. With all edges kept it is the model's own
+pass; with all cut it is the other run. Weights between 0 and 1 mix the two, and gradients flow
+through them, which is how masks are trained.
+
+The model's own modules run, whatever attention kernel they use. Only a head's q, k and v are made
+again: from its own stream, through the model's norm, with its columns of the model's projection.
+
+Where heads write through a norm of their sum (Gemma 2, OLMo 2), what they write is not additive:
+a reader is then given the norm of the mixed sum, which is exact too.
+
+Source: edge patching as in EAP-IG's `evaluate_graph` (Hanna et al., 2024), here for any family.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from underhood.circuits.graph import Graph
+from underhood.core.edit import Edit
+from underhood.core.model import Model
+from underhood.core.ops import call
+from underhood.core.parts import Reader, Writer
+from underhood.core.run import Run
+from underhood.core.site import Site
+from underhood.core.tokens import Tokens
+
+__all__ = ["Mixed", "Wiring", "Writes", "last_logits"]
+
+BUDGET = 1 << 30  # bytes that the sources and streams of one pass may take
+
+Keep = Float[Tensor, "*rows source destination"]
+"""1 where an edge carries this pass's own value, 0 where it carries the other run's."""
+
+
+@dataclass(slots=True)
+class Writes:
+    """What every writer writes in some runs; heads are kept as the projection's input.
+
+    Attributes:
+        values: One tensor per writer: `[rows, pos, d_model]`, for heads `[rows, pos, head*d_head]`.
+        logits: The runs' logits at the last token.
+    """
+
+    values: list[Tensor]
+    logits: Float[Tensor, "rows vocab"]
+
+    def rows(self, index: Tensor | Sequence[int]) -> "Writes":
+        """Some rows of it, perhaps repeated."""
+        index = torch.as_tensor(index, device=self.logits.device)
+        return Writes([v[index] for v in self.values], self.logits[index])
+
+
+@dataclass(slots=True)
+class Mixed:
+    """What a writer's sources write now and in the other run, and how readers see the mixture."""
+
+    now: Tensor  # [rows pos source d_model]
+    other: Tensor
+    norm: Callable[[Tensor], Tensor] | None = None
+    rest: Tensor | None = None  # under a norm: what else enters it (a bias) [d_model]
+
+    def change(self, cut: Float[Tensor, "*rows source destination"]) -> Tensor:
+        """What readers get too much or too little: `[rows pos destination d_model]`."""
+        share = cut.mT.to(self.now.dtype)  # [destination source], perhaps per row
+        share = share[:, None] if share.ndim == 3 else share
+        moved = share @ (self.other - self.now)
+        if self.norm is None:
+            return moved
+        whole = self.now.sum(2, keepdim=True)
+        whole = whole if self.rest is None else whole + self.rest
+        return self.norm(whole + moved) - self.norm(whole)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass: the streams seen so far and what has been written so far."""
+
+    keep: Tensor
+    other: Writes
+    streams: dict[str, Tensor] = field(default_factory=dict)
+    mixed: list[Mixed] = field(default_factory=list)
+
+
+class Wiring:
+    """Runs a model with some of its edges cut.
+
+    Args:
+        model: The model; it is not changed.
+        graph: Its graph; made if not given.
+
+    Example:
+        >>> import underhood as uh
+        >>> model = uh.load()
+        >>> wiring = Wiring(model)
+        >>> tokens = model.tokens("the capital of France is")
+        >>> other = wiring.writes(model.tokens("the capital of Japan is"))
+        >>> whole = torch.ones(wiring.graph.real.shape)
+        >>> logits = wiring.logits(tokens, other, whole)
+        >>> bool((logits - model.run(tokens).last_logits).abs().max() < 1e-3)
+        True
+    """
+
+    def __init__(self, model: Model, graph: Graph | None = None) -> None:
+        self.model, self.graph = model, graph or Graph.of(model)
+        self._weights = [w.weight(model) if w.kind == "heads" else None for w in self.graph.writers]
+        self._columns = {
+            (r.module, r.kind): r.weight(model) for r in self.graph.readers if r.module
+        }
+
+    def writes(self, tokens: Tokens) -> Writes:
+        """What every writer writes in the unedited runs of some prompts."""
+        sites = [w.site for w in self.graph.writers]
+        logits, run = last_logits(self.model, tokens, record=sites)
+        return Writes([run[site] for site in sites], logits)
+
+    def rows_per_pass(self, columns: int) -> int:
+        """How many rows fit into `BUDGET` bytes."""
+        width = self.model.d_model or 1
+        widest = max(
+            sum(r.heads for r in self.graph.readers if r.layer == layer)
+            for layer in {r.layer for r in self.graph.readers}
+        )
+        size = columns * width * 4 * (2 * len(self.graph.sources) + 4 * widest)
+        return max(1, BUDGET // max(size, 1))
+
+    def logits(
+        self, tokens: Tokens, other: Writes, keep: Keep, *, grad: bool = False
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits at each row's last token with edges cut.
+
+        Args:
+            tokens: The prompts, one row each.
+            other: What cut edges carry; the same prompts' contrast, or one row for all.
+            keep: `[source, destination]`, or one for each row. Pairs that are no edge are ignored.
+            grad: Keep the graph, so that gradients reach `keep`.
+
+        Cost: one forward, and the norms and projections of every head whose edges are cut.
+        """
+        state = _Pass(keep.to(self.model.device), other)
+        edits = [self._watch(number, state) for number in range(len(self.graph.writers))]
+        edits += self._reroute(state)
+        return last_logits(self.model, tokens, edits, grad=grad)[0]
+
+    # What is written -----------------------------------------------------------------------------
+
+    def _watch(self, number: int, state: _Pass) -> Edit:
+        """Keep what a writer writes in this pass (the activation itself stays as it is)."""
+
+        def watch(value: Tensor) -> Tensor:
+            # A copy: Falcon adds to what its MLP wrote, in place.
+            seen, theirs = value.clone(), state.other.values[number]
+            seen = seen.view(-1, *theirs.shape[1:]) if seen.ndim != theirs.ndim else seen
+            state.mixed.append(self._mixed(number, seen, theirs))
+            return value
+
+        return Edit(self.graph.writers[number].site, call(watch))
+
+    def mixed(self, number: int, now: Writes, other: Writes) -> Mixed:
+        """A writer's outputs in two runs, ready to be mixed."""
+        return self._mixed(number, now.values[number], other.values[number])
+
+    def _mixed(self, number: int, now: Tensor, other: Tensor) -> Mixed:
+        norm = self._norm(self.graph.writers[number])
+        return Mixed(self.split(number, now), self.split(number, other), *norm)
+
+    def columns(self, reader: Reader) -> tuple[Tensor, Tensor | None]:
+        """A reader's share of its projection: `[head, d_model, d_head]`, `[head, d_head]`."""
+        return self._columns[reader.module, reader.kind]
+
+    def split(self, number: int, value: Tensor) -> Float[Tensor, "rows pos source d_model"]:
+        """What each source of a writer writes, before any norm of the sum."""
+        weight = self._weights[number]
+        if weight is None:
+            return value[:, :, None]
+        return torch.einsum("bphd,hdm->bphm", value.unflatten(-1, (len(weight), -1)), weight)
+
+    def additive(self, number: int, value: Tensor) -> Float[Tensor, "rows pos source d_model"]:
+        """What each source adds to the stream; under a norm, its share with the scale as it is."""
+        parts, writer = self.split(number, value), self.graph.writers[number]
+        if writer.norm is None:
+            return parts
+        form, bias = writer.norm[1], self._norm(writer)[1]
+        whole = parts.sum(2, keepdim=True)
+        scale = form.scale(whole if bias is None else whole + bias).to(parts.dtype)
+        return form.centre(parts) / scale * form.gain.to(parts.dtype)
+
+    def _norm(self, writer: Writer) -> tuple[Callable[[Tensor], Tensor] | None, Tensor | None]:
+        if writer.norm is None:
+            return None, None
+        bias = getattr(self.model.module.get_submodule(writer.o_proj), "bias", None)
+        return self.model.module.get_submodule(writer.norm[0]).forward, bias
+
+    # What is read --------------------------------------------------------------------------------
+
+    def _reroute(self, state: _Pass) -> list[Edit]:
+        edits: dict[Site, Edit] = {}
+        tapped: dict[str, list[int]] = {}
+        for number, reader in enumerate(self.graph.readers):
+            before = Site("module_in", path=reader.norm) if reader.inside else reader.tap
+            if reader.module or reader.inside:
+                edits.setdefault(before, Edit(before, call(_keeper(before, state))))
+            if reader.module:
+                tapped.setdefault(reader.module, []).append(number)
+            else:
+                edits[reader.tap] = Edit(reader.tap, call(self._instead(number, state)))
+        projected = [
+            Edit(Site("module", path=path), call(self._project(numbers, state)))
+            for path, numbers in tapped.items()
+        ]
+        return [*edits.values(), *projected]
+
+    def _missing(self, number: int, state: _Pass) -> Tensor | None:
+        """What a reader's streams differ by: `[rows pos destination d_model]`; None: nothing."""
+        cut = self.graph.read(number)
+        total: Tensor | None = None
+        for writer in range(self.graph.before(number)):
+            sources = self.graph.written(writer)
+            gone = 1 - state.keep[..., sources.start : sources.stop, cut.start : cut.stop]
+            if not gone.requires_grad and not bool(gone.any()):
+                continue
+            change = state.mixed[writer].change(gone)
+            total = change if total is None else total + change
+        return total
+
+    def _instead(self, number: int, state: _Pass) -> Callable[[Tensor], Tensor]:
+        """The stream that a reader without heads takes."""
+        reader = self.graph.readers[number]
+
+        def instead(value: Tensor) -> Tensor:
+            missing = self._missing(number, state)
+            if missing is None:
+                return value
+            if not reader.inside:
+                return value + missing[:, :, 0].reshape(value.shape)
+            stream = state.streams[f"module_in:{reader.norm}"].view(*missing.shape[:2], -1)
+            return reader.normed(self.model, stream + missing[:, :, 0]).reshape(value.shape)
+
+        return instead
+
+    def _project(self, numbers: list[int], state: _Pass) -> Callable[[Tensor], Tensor]:
+        """A projection's output, each head's columns made from the head's own stream."""
+
+        def project(value: Tensor) -> Tensor:
+            out = value
+            for number in numbers:
+                reader = self.graph.readers[number]
+                missing = self._missing(number, state)
+                if missing is None:
+                    continue
+                stream = state.streams[str(reader.tap)].view(*missing.shape[:2], -1)
+                normed = reader.normed(self.model, stream[:, :, None] + missing)
+                weight, bias = self.columns(reader)
+                made = torch.einsum("bphm,hmd->bphd", normed, weight)
+                made = made if bias is None else made + bias
+                columns = torch.tensor(reader.columns, device=value.device).flatten()
+                out = out.index_copy(-1, columns, made.flatten(-2).reshape(*value.shape[:-1], -1))
+            return out
+
+        return project
+
+
+def _keeper(tap: Site, state: _Pass) -> Callable[[Tensor], Tensor]:
+    def keep(value: Tensor) -> Tensor:
+        state.streams[str(tap)] = value.clone()
+        return value
+
+    return keep
+
+
+def last_logits(
+    model: Model,
+    tokens: Tokens,
+    edits: Sequence[Edit] = (),
+    *,
+    record: Sequence[Site] = (),
+    grad: bool = False,
+) -> tuple[Float[Tensor, "rows vocab"], Run]:
+    """Logits at each row's last token, the others left out where the model can; and the run."""
+    given = model.batch(tokens)[1]
+    last = torch.tensor([a + b - 1 for a, b in zip(tokens.starts, tokens.lengths, strict=True)])
+    if "logits_to_keep" in model._forward_names:
+        skipped = int(last.min())
+        given = given | {"logits_to_keep": tokens.ids.shape[1] - skipped}
+        last = last - skipped
+    run = model.run(given, record=record, edits=edits, grad=grad)
+    rows = torch.arange(len(last), device=run.logits.device)
+    return run.logits[rows, last.to(run.logits.device)], run
