@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from underhood import circuits, organisms
     from underhood.core.edit import Edit, Gate, Plan, Schedule
     from underhood.core.errors import UnderhoodError
     from underhood.core.model import Model
@@ -55,18 +56,23 @@ _WHERE = {
     "Result": "view", "View": "view",
 }  # fmt: skip
 
+_PACKAGES = ("circuits", "organisms")
+
 __all__ = [
     "Edit", "Explanation", "Gate", "Generation", "Model", "Pairs", "Plan", "Result", "Run",
     "Schedule", "Site", "Tokens", "UnderhoodError", "View", "Where", "add", "affine", "attend",
-    "call", "clamp_feature", "compare", "decompose", "develop", "explain", "hooks", "load",
-    "locate", "mean", "patch", "project_out", "read", "route", "run_with_cache", "run_with_hooks",
-    "scale", "set_to", "steer", "swap_subspace", "vision", "zero",
+    "call", "circuits", "clamp_feature", "compare", "decompose", "develop", "explain", "hooks",
+    "load", "locate", "mean", "organisms", "patch", "project_out", "read", "route",
+    "run_with_cache", "run_with_hooks", "scale", "set_to", "steer", "swap_subspace", "vision",
+    "zero",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"underhood.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'underhood' has no attribute {name!r}")
     module = importlib.import_module(f"underhood.{_WHERE[name]}")

@@ -17,7 +17,7 @@ from underhood.core.edit import Edit
 from underhood.core.ops import call
 from underhood.core.site import Site
 from underhood.core.sweep import sweep
-from underhood.core.tokens import Tokens, Where
+from underhood.core.tokens import Where
 from underhood.data import EncodedPairs, Metric
 
 __all__ = ["Effects", "edge_effects"]
@@ -88,8 +88,8 @@ class _Prompt:
         self, wiring: Wiring, pairs: EncodedPairs, metric: Metric, row: int, other: Writes | None
     ) -> None:
         self.wiring, self.graph, self.row = wiring, wiring.graph, row
-        self.tokens = _trimmed(pairs.clean, row)
-        contrast = _trimmed(pairs.contrast, row)
+        self.tokens = pairs.clean.row(row)
+        contrast = pairs.contrast.row(row)
         self.now = wiring.writes(self.tokens)
         if other is None:
             self.other = wiring.writes(contrast)
@@ -112,6 +112,8 @@ class _Prompt:
         taps = [Site("module_in", path=r.norm) if r.inside else r.tap for r in self.graph.readers]
         _, run = last_logits(wiring.model, self.tokens, record=list(dict.fromkeys(taps)))
         shape = (1, self.tokens.ids.shape[1], -1)
+        # OPT flattens rows and positions before its MLPs: an edit there cannot tell rows apart.
+        self.flat = [run[tap].ndim < 3 for tap in taps]
         self.streams = [run[tap].view(shape) for tap in taps]
         self.places = self._places()
 
@@ -135,6 +137,7 @@ class _Prompt:
         cells: list[Edit] = []
         numbers: list[int] = []
         ends: list[tuple[int, Tensor]] = []
+        masked: list[int] = []
         for number, (source, destination) in enumerate(edges):
             reader = reader_of[destination]
             delta = self._delta(source)
@@ -144,6 +147,9 @@ class _Prompt:
             if reader == last:
                 ends.append((number, (self.streams[reader] + delta)[:, -1]))
                 continue
+            if self.flat[reader] and not self.graph.readers[reader].module:
+                masked.append(number)
+                continue
             head = destination - self.graph.read(reader).start
             cells.append(self._cut(reader, head, delta, range(int(apart[0]), delta.shape[1])))
             numbers.append(number)
@@ -151,12 +157,24 @@ class _Prompt:
             part = ends[some : some + 64]
             logits = self.wiring.model.unembed(torch.cat([stream for _, stream in part]))
             into[[n for n, _ in part]] = self.base - self.read(logits)
+        self._mask(edges, masked, into)
         if not cells:
             return None
         options = {"batch_size": batch_size, "progress": progress}
         swept = sweep(self.wiring.model, self.tokens, cells, self.read, **options)
         into[numbers] = self.base - swept.values[:, 0]
         return swept.how, swept.passes
+
+    def _mask(self, edges: Sequence[Edge], numbers: Sequence[int], into: Tensor) -> None:
+        """The same by one mask per edge, in whole passes."""
+        for some in range(0, len(numbers), 32):
+            part = numbers[some : some + 32]
+            keep = torch.ones(len(part), *self.graph.real.shape)
+            for row, number in enumerate(part):
+                keep[row][edges[number]] = 0
+            rows = [0] * len(part)
+            logits = self.wiring.logits(self.tokens.rows(rows), self.other.rows(rows), keep)
+            into[list(part)] = self.base - self.read(logits)
 
     def _delta(self, source: int) -> Float[Tensor, "1 pos d_model"]:
         """What readers get when one source carries the other run's value."""
@@ -188,8 +206,3 @@ def _tail(value: Tensor, like: Tensor) -> Tensor:
     """The last positions of a prompt's values, in the shape of a pass that starts later."""
     pos = like.shape[-2]
     return value[:, -pos:].reshape(like.shape)
-
-
-def _trimmed(tokens: Tokens, row: int) -> Tokens:
-    """One prompt without padding."""
-    return tokens.row(row)

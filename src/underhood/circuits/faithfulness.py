@@ -148,7 +148,7 @@ class Judge:
         return Curve(tuple(shares), sizes, self.faithfulness(circuits))
 
     def search(
-        self, scores: Scores, target: float = 0.9, *, signed: bool = False
+        self, scores: Scores, target: float = 0.9, *, signed: bool = False, greedy: bool = False
     ) -> tuple[Circuit, float]:
         """The smallest circuit of the ranking that keeps a share of the behaviour, and its f.
 
@@ -161,16 +161,16 @@ class Judge:
         if not 0 < target <= 1:
             raise UsageError("a target is a share", given=target, do="use 0.5 to 0.99")
         total = scores.graph.n_edges
+        pick = scores.greedy if greedy else scores.top
         grid = sorted({max(1, round(total * 2.0**-i)) for i in range(total.bit_length() + 1)})
-        tried = self.faithfulness([scores.top(n, signed=signed) for n in grid])
+        tried = self.faithfulness([pick(n, signed=signed) for n in grid])
         enough = [i for i, f in enumerate(tried.tolist()) if f >= target]
         first = enough[0] if enough else len(grid) - 1
         low, high = (grid[first - 1] if first else 0), grid[first]
-        best = scores.top(high, signed=signed)
-        kept = float(tried[first])
+        best, kept = pick(high, signed=signed), float(tried[first])
         while high - low > 1:
             middle = (low + high) // 2
-            circuit = scores.top(middle, signed=signed)
+            circuit = pick(middle, signed=signed)
             f = float(self.faithfulness([circuit])[0])
             if f >= target:
                 high, best, kept = middle, circuit, f

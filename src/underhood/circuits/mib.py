@@ -6,6 +6,7 @@ score in equal shares, so that sums stay) and summed on the way in.
 """
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def _load(source: Path) -> dict[str, Any]:
             content = torch.load(source, map_location="cpu", weights_only=True)
         else:
             content = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise FileProblem(
             "this file cannot be read as a circuit",
             given=str(source),

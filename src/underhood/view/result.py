@@ -41,8 +41,11 @@ AXES = frozenset({
 })  # fmt: skip
 """The axis names of the project: one name for one thing."""
 
-MORE_AXES = frozenset({"channel", "height", "width", "part", "site", "rank", "task"})
-"""Axes that only some methods need: image axes, parts of a sum, sites, singular values, tasks."""
+MORE_AXES = frozenset({
+    "channel", "height", "width", "part", "site", "rank", "task", "circuit", "draw", "random",
+})  # fmt: skip
+"""Axes that only some methods need: image axes, parts of a sum, sites, singular values, tasks,
+circuits of several sizes, draws of a control, random circuits."""
 
 _FRAME_ROWS = 5_000_000
 
