@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
 """What the code of each floor may import besides itself; everything above sees all below."""
 
 FLOORS = tuple(ALLOWED)
-TOP = {"__init__", "loader", "fronts", "coverage", "notebook"}
+TOP = {"__init__", "loader", "fronts", "coverage", "bench", "notebook"}
 """Modules beside the floors: they put the floors together and belong to none."""
 ABOVE = {"explain": {*FLOORS, "explanation", "loader"}, "explanation": {*FLOORS, "loader"}}
 SURFACES = {"cli", "workbench"}

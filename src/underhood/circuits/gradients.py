@@ -19,8 +19,8 @@ which makes heads add up exactly.
 Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form is ours.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ from underhood.core.head import NormForm
 from underhood.core.model import Model
 from underhood.core.ops import call
 from underhood.core.parts import Reader, Writer
+from underhood.core.relevance import relevance_rules
 from underhood.core.site import Site
 from underhood.core.tokens import Tokens
 from underhood.data import EncodedPairs, Metric
@@ -77,11 +78,11 @@ class Attributor:
     Args:
         wiring: The model and its graph.
         metric: What is measured.
-        freeze_norms: Take the norms' scales as constants (the LN-rule of RelP).
+        rules: Relevance rules to go backward by (see `core.relevance`); none: gradients.
     """
 
-    def __init__(self, wiring: Wiring, metric: Metric, *, freeze_norms: bool = False) -> None:
-        self.wiring, self.metric, self.freeze_norms = wiring, metric, freeze_norms
+    def __init__(self, wiring: Wiring, metric: Metric, *, rules: Sequence[str] = ()) -> None:
+        self.wiring, self.metric, self.rules = wiring, metric, tuple(rules)
         self.model: Model = wiring.model
         self.graph: Graph = wiring.graph
         self.passes = [0, 0]  # forward, backward
@@ -155,7 +156,7 @@ class Attributor:
                    for r in self.graph.readers if r.inside or r.module}  # fmt: skip
         watch = [Edit(site, call(_watch(site, seen, site in ends, site in streams)))
                  for site in sorted(ends | streams, key=str)]  # fmt: skip
-        with frozen(self.model.module):
+        with frozen(self.model.module), self._backward_rules():
             logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True)
             kept = reference if self.metric.uses_reference else None
             value = self.metric(logits, pairs.answers, pairs.wrong, reference=kept)
@@ -171,6 +172,9 @@ class Attributor:
                 do="use logit_diff, or a higher precision",
             )
         return seen
+
+    def _backward_rules(self) -> AbstractContextManager[object]:
+        return relevance_rules(self.model, self.rules) if self.rules else nullcontext()
 
     # Both ends put together ----------------------------------------------------------------------
 
@@ -244,7 +248,7 @@ class Attributor:
             return grad
         scale = form.scale(stream).to(grad.dtype)
         out = form.centre(grad * form.gain.to(grad.dtype))
-        if not self.freeze_norms:
+        if "ln" not in self.rules:
             unit = form.centre(stream) / scale
             out = out - unit * (unit * out).mean(-1, keepdim=True)
         return out / scale

@@ -27,7 +27,7 @@ __all__ = ["METHODS", "edge_scores"]
 
 POINT = {
     "eap": "clean", "clean-corrupted": "both", "eap-ig": "inputs",
-    "eap-ig-activations": "activations",
+    "eap-ig-activations": "activations", "relp": "contrast",
 }  # fmt: skip
 METHODS = (*POINT, "exact", "ifr", "random")
 
@@ -63,7 +63,7 @@ def edge_scores(
     """
     if method not in METHODS:
         raise UsageError("no such method", given=method, do=f"use {', '.join(METHODS)}")
-    if ablation != "resample" and method in ("eap-ig", "clean-corrupted"):
+    if ablation != "resample" and method in ("eap-ig", "clean-corrupted", "relp"):
         raise UsageError(
             f"{method} has no meaning under {ablation} ablation",
             given=f"method={method}, ablation={ablation}",
@@ -88,7 +88,8 @@ def edge_scores(
         effects = edge_effects(wiring, pairs, metric, edges, **options)
         total[graph.real] = effects.values.sum(1)
         return Scores(graph, total / len(pairs), how | {"run": effects.how})
-    attributor = Attributor(wiring, metric)
+    rules = ("ln", "identity", "half") if method == "relp" else ()
+    attributor = Attributor(wiring, metric, rules=rules)
     for first in range(0, len(pairs), size):
         part = pairs.rows(range(first, min(first + size, len(pairs))))
         if method == "ifr":

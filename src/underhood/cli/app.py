@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from underhood.cli import render
+from underhood.cli.bench import bench
 from underhood.cli.check import check
 from underhood.cli.doctor import doctor
 from underhood.cli.explain import explain
@@ -76,5 +77,6 @@ for _command, _panel in (
 ):  # fmt: skip
     app.command(rich_help_panel=_panel)(_command)
 app.add_typer(organisms, name="organisms", rich_help_panel=LOOK)
+app.add_typer(bench, name="bench", rich_help_panel=CARE)
 for _command in (check, doctor):
     app.command(rich_help_panel=CARE)(_command)

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from underhood.core.errors import ModelNotFound, OutOfRange, UsageError, nearest
 from underhood.organisms.card import Card
+
+if TYPE_CHECKING:
+    from underhood.organisms.wired_models import WIRED, wired  # noqa: F401
 
 Split = Literal["train", "test"]
 
@@ -318,3 +321,10 @@ def _draw(task: Task, rng: Random, split: Split, *, with_contrast: bool) -> Case
         given=f"{_PATIENCE} draws, none of that split",
         do="Give the task more combinations, or a finer key.",
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`wired` and `WIRED`, which need torch, are loaded when they are first used."""
+    if name in ("wired", "WIRED"):
+        return getattr(importlib.import_module("underhood.organisms.wired_models"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Proof", "circuit", "prove"]
 
-By = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "exact", "ifr"]
+By = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
 Cut = Literal["resample", "mean", "mean-position", "zero"]
 Choice = Literal["top", "greedy", "acdc"]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["edge_attribution", "scores_of"]
 
-How = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "exact", "ifr"]
+How = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
 Cut = Literal["resample", "mean", "mean-position", "zero"]
 
 
@@ -57,8 +57,8 @@ def edge_attribution(
         pairs: Clean and contrast prompts of equal length, with answers.
         by: How edges are scored. "eap-ig": gradients along the line between the two prompts'
             embeddings; "eap": gradient at the clean run; "clean-corrupted": mean of both ends;
-            "eap-ig-activations": along lines between every sub-layer's outputs; "exact": every edge
-            cut by itself; "ifr": what flows, whatever for.
+            "eap-ig-activations": along lines between every sub-layer's outputs; "relp": relevance
+            at the contrast run; "exact": every edge cut by itself; "ifr": what flows, whatever for.
         metric: What is measured (see `uh.data.METRICS`).
         steps: Points on each line of the two eap-ig ways.
         ablation: What a cut edge carries: the contrast's value, a mean, or zero.
@@ -82,7 +82,7 @@ def edge_attribution(
         whatever the number of heads. Verification: about `2 * verify_top` rows of one prompt each.
 
     Source: EAP: Syed et al. 2023; EAP-IG: Hanna et al. 2024, points from the contrast on as in its
-        published code; IFR: Ferrando and Voita 2024. Ours: the factored form, one key and value
+        published code; RelP: Jafari et al. 2025 (LN, identity and half rules); IFR: Ferrando and Voita 2024. Ours: the factored form, one key and value
         destination per key/value head, scores as means over prompts, and the verification.
 
     Misleads: a gradient is blind where the softmax is saturated, and misses edges that only work
