@@ -54,6 +54,26 @@ def test_the_change_beats_its_control(model: uh.Model, found: Explanation) -> No
     assert nothing.after == pytest.approx(found.question.clean, abs=1e-4)
 
 
+def test_the_circuit_comes_with_its_proof(model: uh.Model, found: Explanation) -> None:
+    """The headline's share is what a run with all other edges cut keeps, computed here."""
+    data = found.results["circuit"].data
+    wiring = uh.circuits.Wiring(model)
+    names = data["name"].values[data["in_circuit"].values]
+    keep = wiring.graph.mask([str(n) for n in names]).float()
+    contrast = wiring.writes(model.tokens(CONTRAST))
+    logits = wiring.logits(model.tokens(PROMPT), contrast, keep)[0]
+    gap = float(logits[model.token_id("Mary")] - logits[model.token_id("John")])
+    question = found.question
+    kept = (gap - question.contrast) / (question.clean - question.contrast)
+    assert float(data["f"]) == pytest.approx(kept, abs=1e-4)
+    assert kept >= 0.9 > 0.5 > float(data["f_same_size"].max())
+    told = next(s for s in found.sentences if "connections" in s)
+    assert f"keep {round(100 * kept)} % of that difference" in told
+    section = found.sections[4]
+    text = "".join(v.html() for v in section.views)
+    assert "random ranking" in text and "completeness" in text
+
+
 def test_report_is_one_offline_page(found: Explanation, tmp_path: Path) -> None:
     path = found.save(tmp_path / "report.html")
     text = path.read_text(encoding="utf-8")

@@ -169,3 +169,34 @@ def test_types_are_named_as_people_write_them(annotation: Any, name: str) -> Non
 def test_control_characters_are_written_out() -> None:
     assert one_line("a\tb\n\x1b[31mred\u202e") == "a\\tb\\n\\x1b[31mred\\u202e"
     assert one_line("cafés [bold]") == "cafés [bold]"
+
+
+def reads_two(
+    model: Model, pairs: Pairs, *, other: Pairs, third: Pairs | None = None, n: int = 1
+) -> None:
+    """Two sets.
+
+    Args:
+        other: Prompts of the second ability.
+    """
+
+
+def test_a_second_set_of_pairs_is_a_file(tmp_path: Path) -> None:
+    pairs = Pairs(["a b", "d e"], ["a c", "d f"], ["x", "z"])
+    pairs.save(tmp_path / "pairs.json")
+    found = read_options(method(reads_two), [f"other={tmp_path / 'pairs.json'}"])
+    assert found == {"other": pairs}
+    both = [f"other={tmp_path / 'pairs.json'}", "third=none", "n=2"]
+    assert read_options(method(reads_two), both) == {"other": pairs, "third": None, "n": 2}
+    # The data are still read by themselves: the option does not stand in for them.
+    with pytest.raises(UsageError, match="needs 'pairs'"):
+        data_arguments(method(reads_two), Given())
+    with pytest.raises(FileProblem):
+        read_options(method(reads_two), [f"other={tmp_path / 'none.json'}"])
+
+
+def test_an_option_without_default_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="needs the option 'other'") as caught:
+        read_options(method(reads_two), ["n=2"])
+    assert caught.value.do == "give it: --set other=FILE"
+    assert "second ability" in str(caught.value)

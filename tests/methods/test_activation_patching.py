@@ -14,8 +14,10 @@ from underhood.core.edit import Edit
 from underhood.core.errors import NotOffered, OutOfRange, PairError, SiteNotFound, UsageError
 from underhood.core.model import Model
 from underhood.core.ops import patch
+from underhood.core.site import Site
 from underhood.core.tokens import Where
 from underhood.data import Pairs
+from underhood.methods.locate._places import Place, cells_of
 from underhood.methods.locate.activation_patching import activation_patching
 from underhood.organisms import organism
 from underhood.view import View
@@ -171,7 +173,7 @@ def test_the_whole_stream_is_the_whole_effect(family: str, direction: Any) -> No
     found = activation_patching(
         model, random_pair(), direction=direction, positions="all", control=False
     )
-    assert np.abs(found["effect"].values - 1).max() < 1e-5
+    assert np.abs(found["effect"].values - 1).max() < 1e-4
 
 
 def test_clean_into_clean_changes_nothing(town: Model) -> None:
@@ -303,7 +305,7 @@ def test_zero_and_mean(town: Model) -> None:
 
 
 def test_the_control_changes_as_much(town: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    import underhood.methods.locate._patching as inside
+    import underhood.methods.locate._block as inside
 
     seen: list[Any] = []
 
@@ -344,6 +346,150 @@ def test_result_and_view(town: Model, tmp_path: Any) -> None:
     one = activation_patching(town, town_pairs(1), sites="mlp_out", positions="last")
     assert np.allclose(both["effect"].sel(site="mlp_out"), one["effect"], atol=1e-6)
     assert one.view.kind == "bars"
+    assert np.allclose(one["raw"], one["effect"] * float(one["clean"][0] - one["contrast"][0]))
+
+
+# Other units, other values -----------------------------------------------------------------------
+
+
+def edited(model: Model, pairs: Pairs, edits: Edit | list[Edit]) -> float:
+    """Share of the clean run's logit difference that is lost to some edits."""
+    encoded = pairs.encode(model)
+    right, wrong = int(encoded.answers[0, 0]), int(encoded.wrong[0, 0])
+    found = [
+        model.run(tokens, edits=changes).last_logits[0]
+        for tokens, changes in ((encoded.clean, edits), (encoded.clean, []), (encoded.contrast, []))
+    ]
+    after, clean, contrast = (float(logits[right] - logits[wrong]) for logits in found)
+    return (clean - after) / (clean - contrast)
+
+
+def test_neurons_and_positions_by_number() -> None:
+    model = random_model("llama")
+    found = activation_patching(
+        model, random_pair(), sites="mlp_post", units=(1, 4), positions=(3, 5), direction="noise"
+    )
+    assert found["effect"].dims == ("layer", "neuron", "pos")
+    assert found["pos"].values.tolist() == [3, 5] and found["neuron"].values.tolist() == [1, 4]
+    other = model.run(random_pair().encode(model).contrast, record="mlp_post")
+    own = model.run(random_pair().encode(model).clean, record="mlp_post")
+    seen = 0.0
+    for layer in range(model.n_layers):
+        for neuron in (1, 4):
+            for pos in (3, 5):
+                whole = own["mlp_post", layer].clone()
+                whole[0, pos, neuron] = other["mlp_post", layer][0, pos, neuron]
+                expected = edited(
+                    model, random_pair(), Edit(f"mlp_post.{layer}", patch(whole), Where(pos))
+                )
+                mine = float(found["effect"].sel(layer=layer, neuron=neuron, pos=pos))
+                assert abs(mine - expected) < 1e-4
+                seen = max(seen, abs(expected))
+    assert seen > 1e-3
+    # A single number has two directions only; the control's lie among all neurons.
+    assert (found["control"].values != 0).any()
+    whole = activation_patching(model, random_pair(), sites="z", units="whole", control=False)
+    assert whole["effect"].dims == ("layer", "pos")
+
+
+def test_experts_by_number() -> None:
+    """An expert's share is exchanged where the edited run chose it, and nowhere else."""
+    model = random_model("mixtral")
+    found = activation_patching(
+        model, random_pair(), sites="expert_out", units="each", direction="noise", control=False
+    )
+    assert found["effect"].dims == ("layer", "expert", "pos")
+    encoded = random_pair().encode(model)
+    runs = [
+        model.run(tokens, record=["expert_out", "router_index"])
+        for tokens in (encoded.clean, encoded.contrast)
+    ]
+
+    def share(run: Any, layer: int, expert: int, pos: int) -> Tensor:
+        hit = run["router_index", layer][0, pos] == expert
+        return (run["expert_out", layer][0, pos] * hit[:, None]).sum(0)
+
+    for layer in range(model.n_layers):
+        for expert in found["expert"].values.tolist():
+            for pos in (3, 5):
+                cell = found.data.sel(layer=layer, expert=expert, pos=pos)
+                if not bool((runs[0]["router_index", layer][0, pos] == expert).any()):
+                    assert bool(cell["skipped"]) and float(cell["effect"]) == 0
+                    continue
+                own, other = (share(run, layer, expert, pos) for run in runs)
+                edit = Edit(f"mlp_out.{layer}", uh.add(other - own), Where(pos))
+                assert abs(float(cell["effect"]) - edited(model, random_pair(), edit)) < 1e-4
+    assert np.abs(found["effect"].values).max() > 0.01 and found["skipped"].values.any()
+    routed = activation_patching(
+        model, random_pair(), sites="router_logits", direction="noise", control=False
+    )
+    logits = model.run(encoded.contrast, record="router_logits")
+    edit = Edit("router_logits.1", patch(logits), Where(5))
+    assert abs(float(routed["effect"][1, 5]) - edited(model, random_pair(), edit)) < 1e-4
+
+
+def test_the_strongest_units() -> None:
+    from underhood.methods.locate.attribution_patching import attribution_patching
+
+    model = random_model("gpt2")
+    found = activation_patching(
+        model, random_pair(), sites="mlp_post", units="top", top=6, positions="last", control=False
+    )
+    every = attribution_patching(
+        model, random_pair(), sites="mlp_post", units="each", positions="last", verify=0
+    )
+    size = np.abs(every["raw"].values).ravel()
+    width = every.data.sizes["neuron"]
+    best = {divmod(int(i), width) for i in np.argsort(size)[-6:]}
+    here = {
+        (int(found["layer"][i]), int(found["neuron"][j]))
+        for i, j in zip(*np.nonzero(np.isfinite(found["effect"].values)), strict=True)
+    }
+    assert here == best and found.view.kind == "bars"
+
+
+def test_means_of_positions_and_learned_constants(town: Model) -> None:
+    drawn = list(organism("town").pairs("indirect_object", 12, 0))
+    length = town.tokens(drawn[0].clean).lengths[0]
+    drawn = [p for p in drawn if town.tokens(p.clean).lengths[0] == length][:3]
+    pairs = Pairs(
+        [p.clean for p in drawn], [p.contrast for p in drawn],
+        [p.answer for p in drawn], [p.wrong for p in drawn],
+    )  # fmt: skip
+    assert len(pairs) > 1
+    encoded = pairs.encode(town)
+    options: dict[str, Any] = {
+        "sites": "mlp_out", "direction": "noise", "positions": "last", "control": False
+    }  # fmt: skip
+    found = activation_patching(town, pairs, value="mean-position", **options)
+    runs = [town.run(t, record="mlp_out.1") for t in (encoded.clean, encoded.contrast)]
+    mean = torch.cat([r["mlp_out", 1][:, -1] for r in runs]).mean(0)
+    after = town.run(encoded.clean, edits=Edit("mlp_out.1", uh.set_to(mean), Where(-1)))
+    rows = torch.arange(len(pairs))
+    right, wrong = encoded.answers[:, 0], encoded.wrong[:, 0]
+    diff = after.last_logits[rows, right] - after.last_logits[rows, wrong]
+    assert np.allclose(found["patched"].values[1], diff.detach().numpy(), atol=1e-4)
+    by_blocks = activation_patching(town, pairs, value="mean-position", batch_size=1, **options)
+    assert np.allclose(by_blocks["effect"], found["effect"], atol=1e-5)
+    with pytest.raises(PairError, match="equal structure"):
+        activation_patching(town, town_pairs(8), value="mean-position", **options)
+    kept = {"metric": "kl", **options}
+    mean_loss = activation_patching(town, pairs, value="mean", **kept)["effect"].values
+    best = activation_patching(town, pairs, value="optimal", steps=60, rate=0.03, **kept)
+    assert (best["effect"].values <= mean_loss + 1e-6).all()
+    assert best["effect"].values.sum() < 0.7 * mean_loss.sum() and mean_loss.max() > 1e-3
+
+
+def test_a_constant_may_be_learned_to_the_end(town: Model) -> None:
+    """One prompt, the last layer's stream: the best constant is what the clean run holds."""
+    found = {
+        value: activation_patching(
+            town, town_pairs(1), sites="resid_post", direction="noise", positions="last",
+            metric="kl", value=value, steps=150, rate=0.05, control=False,
+        )["effect"].values[-1]
+        for value in ("mean", "optimal")
+    }  # fmt: skip
+    assert found["mean"] > 0.2 and 0 <= found["optimal"] < 0.03 * found["mean"]
 
 
 def test_refusals(town: Model) -> None:
@@ -366,6 +512,15 @@ def test_refusals(town: Model) -> None:
         activation_patching(town, pair, sites="router_logits")
     with pytest.raises(OutOfRange):
         activation_patching(town, pair, draws=0)
+    with pytest.raises(UsageError, match="has no units"):
+        activation_patching(random_model("mamba"), random_pair(), sites="ssm_B", units="each")
+    with pytest.raises(OutOfRange, match="no neuron 9999"):
+        activation_patching(town, pair, sites="mlp_post", units=(9999,))
+    with pytest.raises(OutOfRange, match="position 99"):
+        activation_patching(town, pair, positions=(99,))
+    with pytest.raises(UsageError, match="has 150,000 cells") as refused:
+        cells_of([Place(Site("mlp_post", 0), tuple(range(3000)))], "each", 50)
+    assert "attribution_patching" in str(refused.value)
     alike = Pairs.one(
         "When Kate and Paul went to the office, Kate lent a gift to",
         "When Kate and Paul went to the school, Kate lent a gift to",

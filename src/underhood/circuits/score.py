@@ -3,7 +3,7 @@
 eap                  gradient at the clean run (Syed et al., 2023)          2 F + 1 F + 1 B
 clean-corrupted      mean of the gradients at both runs                     2 F + 2 (F + B)
 eap-ig               along the line between the embeddings                  2 F + m (F + B)
-eap-ig-activations   along lines between sub-layers' outputs      2 F + (2L + 1) m (F + B)
+eap-ig-activations   along lines between a sub-layer's outputs    2 F + (2L + 1) m (F + B)
 exact                every edge cut by itself                               one row per edge
 ifr                  what flows, whatever for                               1 F
 random               chance: the control of all others                      none

@@ -29,7 +29,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UnderhoodError as error:
             render.refuse(error)
-            raise typer.Exit(error.exit_code) from error
+            interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+            raise typer.Exit(130 if interrupted else error.exit_code) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 

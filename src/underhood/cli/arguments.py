@@ -2,7 +2,7 @@
 
 Data: `str` is the one --prompt; `list[str]` all of them, or a file; `Pairs` the rows of --prompt,
 --vs, --answer and --wrong, or a file; a second `Model` is --other. Options: --set NAME=VALUE, read
-as the option's own type.
+as the option's own type; an option that is a second set of `Pairs` is the file it lies in.
 """
 
 import json
@@ -179,7 +179,9 @@ def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE` settings as the method's options.
 
     Raises:
-        UsageError: No such option, or a value that is not of its type.
+        UsageError: No such option, a value that is not of its type, or an option that the method
+            needs and nobody set.
+        FileProblem: A file of pairs that cannot be read.
     """
     known = {p.name: p for p in method.parameters if p.option}
     found: dict[str, Any] = {}
@@ -197,6 +199,15 @@ def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
                 do=f"nearest: {nearest(name, known)}" if known else "it has no options at all",
             )
         found[name] = _value(known[name], value)
+    for name, parameter in known.items():
+        if parameter.default is _required() and name not in found:
+            kind = "FILE" if _kind(parameter.type) == "Pairs" else "VALUE"
+            raise UsageError(
+                f"{method.name} needs the option {name!r}",
+                given="no --set " + name,
+                why=parameter.about or None,
+                do=f"give it: --set {name}={kind}",
+            )
     return found
 
 
@@ -205,6 +216,8 @@ def _value(parameter: "Parameter", text: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
+    if _kind(parameter.type) == "Pairs":
+        return _pairs_option(parameter, text)
     try:
         adapter = TypeAdapter(parameter.type)
     except PydanticSchemaGenerationError as error:
@@ -224,6 +237,15 @@ def _value(parameter: "Parameter", text: str) -> Any:
         why=f"it is of type {type_name(parameter.type)}: {parameter.about}".rstrip(": "),
         do=None if _bare(parameter) else f"e.g. --set {parameter.name}={parameter.default}",
     )
+
+
+def _pairs_option(parameter: "Parameter", text: str) -> "Pairs | None":
+    """A set of pairs beside the data: the file that holds it, or none where that is allowed."""
+    from underhood.data import Pairs
+
+    if text.lower() in ("none", "null") and type(None) in _members(parameter.type):
+        return None
+    return Pairs.load(text)
 
 
 def _bare(parameter: "Parameter") -> bool:

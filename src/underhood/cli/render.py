@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from underhood.view import View
 
 __all__ = [
-    "document", "heading", "note", "one_line", "refuse", "show_view", "stdout", "steps", "table",
-    "terminal", "working",
+    "counting", "document", "heading", "note", "one_line", "refuse", "show_view", "stdout",
+    "steps", "table", "terminal", "working",
 ]  # fmt: skip
 
 # Control characters, line separators, and marks that turn the direction of the text around them.
@@ -139,6 +139,37 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
         return
     with _stderr().status(f"{one_line(what)} ..."):
         yield
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Like `working`, with a bar once what is yielded has been called with done and total.
+
+    Nothing is shown where no terminal is.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    text = TextColumn("{task.description}", markup=False)
+    bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(SpinnerColumn(), text, *bars, console=_stderr(), transient=True) as bar:
+        task = bar.add_task(f"{one_line(what)} ...", total=None)
+
+        def show(done: int, total: int) -> None:
+            if done < bar.tasks[0].completed:  # the next of several jobs
+                bar.reset(task, total=total)
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 @contextmanager

@@ -39,6 +39,13 @@ def run(
         _Many,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep finished cells of a sweep here; the same call goes on with them.",
+        ),
+    ] = None,
     output: options.Output = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -58,6 +65,7 @@ def run(
     """
     options.check_output(output, SUFFIXES)
     from underhood.cli.arguments import Given, data_arguments, read_options
+    from underhood.core.sweep import watched
     from underhood.methods.registry import find
 
     found = find(method)
@@ -68,7 +76,8 @@ def run(
     )  # fmt: skip
     arguments = data_arguments(found, given)
     loaded = options.load_model(model, device, dtype, quiet=quiet)
-    with render.working(f"running {found.name} on {loaded.name}", quiet=quiet):
+    what = f"running {found.name} on {loaded.name}"
+    with render.counting(what, quiet=quiet) as count, watched(progress=count, folder=keep):
         result = found(loaded, **arguments, **chosen)
     _show(result, json=json)
     if output is not None:

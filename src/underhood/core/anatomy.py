@@ -339,7 +339,7 @@ def _mlp_points(view: _View, block: Block, mlp: str | None, scale: float) -> dic
         points["mlp_pre"] = Point(up)
     if gate:
         points["mlp_gate"] = Point(gate)
-    if up:
+    if up and not (gate and mlp):  # two projections read a gated MLP's input: edit it before both
         points["mlp_in"] = Point(up, "in")
     elif mlp:
         points["mlp_in"] = Point(mlp, "in")

@@ -505,7 +505,9 @@ def in_rows(edit: Edit, rows: range, offset: int, batch: int) -> Edit | None:
         return None
     taken, op = torch.tensor([own[i] for i in index]), edit.op
     if len(index) < batch:
-        ndim = 3 if edit.site.path else len(edit.site.kind.axes) - (edit.site.unit is not None)
+        axes, unit = edit.site.kind.axes, edit.site.kind.unit
+        # One expert of several is no axis: that of slots stays.
+        ndim = 3 if edit.site.path else len(axes) - (edit.site.unit is not None and unit in axes)
         op = op.of_rows(taken, batch, ndim)
         op = op.of_rows(torch.tensor(index), len(own), ndim) if op is edit.op else op
     spots = (taken - rows.start + offset).tolist()

@@ -103,6 +103,22 @@ class SiteNeverFired(UnderhoodError, RuntimeError):
     """A recording was asked for and the model never passed that place."""
 
 
+class MemoryTooSmall(UsageError, MemoryError):
+    """A job of which not even the smallest part fits into the memory that it may use."""
+
+
+class Stopped(UnderhoodError, RuntimeError):
+    """A long job that was stopped on request, between two of its passes.
+
+    Attributes:
+        done: Parts of the job that are done (and kept, where the job was given a place for them).
+        total: Parts in all.
+    """
+
+    done = 0
+    total = 0
+
+
 class NotFinite(UnderhoodError, ArithmeticError):
     """Activations, logits or scores that are NaN or infinite where numbers were due."""
 

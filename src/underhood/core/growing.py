@@ -16,8 +16,8 @@ and says so.
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from underhood.core.edit import Edit, Fired, Plan, in_rows
 from underhood.core.model import Model
+from underhood.core.sweep_tail import Tail
 from underhood.core.taps import Session, current_session
 from underhood.core.taps.modules import first_tensor, replace_first
 from underhood.core.taps.patches import evaluating
@@ -35,6 +36,7 @@ from underhood.core.tokens import Tokens
 __all__ = ["CannotShare", "Growing", "groups", "why_not"]
 
 TOLERANCE = 1e-4  # of the largest logit: the unedited row against a bare pass
+ROUNDINGS = 4  # the same in steps of the model's own precision, where that is coarser
 OVERHEAD = 300  # what a pass costs by itself, in row-columns of one layer
 
 
@@ -123,54 +125,85 @@ class Growing:
         model: A model for which `why_not` is None.
         tokens: The prompts.
         plans: The cells, concrete.
+        tail: Which logits are made; default all.
+        before: Called before each forward; it may raise.
+        room: Bytes that caches of prefixes may hold between passes; the newest one always stays.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, plans: Sequence[Plan]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tokens,
+        plans: Sequence[Plan],
+        *,
+        tail: Tail | None = None,
+        before: Callable[[], None] | None = None,
+        room: int | None = None,
+    ) -> None:
         self.model, self.plans, self.batch = model, plans, len(tokens)
         self.prompts = [tokens.row(i).to(model.device) for i in range(len(tokens))]
+        self.tail, self._before = tail or Tail(model), before or (lambda: None)
         self.passes = 0
         self.places: Counter[tuple[int, int]] = Counter()
         self.moved = torch.zeros(len(plans))
-        self._bare: dict[int, Tensor] = {}
+        self._bare: dict[int, tuple[Tensor, float]] = {}
         self._prefixes: dict[tuple[int, int], Any] = {}
+        self._room = room
         stack = model.anatomy.stacks[""]
         text = getattr(model.config, "text_config", None) or model.config
         self._windowed = getattr(text, "sliding_window", None) is not None
+        self._lends = bool(getattr(text, "num_kv_shared_layers", None))
         self._blocks = [model.module.get_submodule(block.path) for block in stack.blocks]
+        self._tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(model.dtype).eps)
 
-    def logits(self, cells: Sequence[int], prompt: int) -> Float[Tensor, "cell vocab"]:
+    def start(self, cells: Sequence[int], prompt: int) -> int:
+        """The first position that a pass over some cells runs."""
+        if self._windowed and any("key" in e.site.kind.axes for c in cells for e in self.plans[c]):
+            return 0  # a windowed cache drops keys, and the edit counts all of them
+        length = self.prompts[prompt].ids.shape[1]
+        return min(_first_position(self.plans[c], length) for c in cells)
+
+    def concerned(self, cells: Sequence[int], prompt: int) -> list[int]:
+        """The cells that edit anything in a prompt, in the order in which their rows join."""
+        rows = range(prompt, prompt + 1)
+        order = sorted(cells, key=lambda c: _first_layer(self.plans[c]))
+        return [
+            c for c in order
+            if any(in_rows(e, rows, 0, self.batch) is not None for e in self.plans[c])
+        ]  # fmt: skip
+
+    def depths(self, cells: Sequence[int]) -> list[int]:
+        """Layers that each cell's row walks."""
+        return [len(self._blocks) - _first_layer(self.plans[c]) for c in cells]
+
+    def logits(self, cells: Sequence[int], prompt: int) -> Float[Tensor, "cell column"]:
         """Last-position logits of one prompt under each of some cells.
 
         Raises:
             CannotShare: The unedited row did not come out as a bare pass does.
         """
-        length = self.prompts[prompt].ids.shape[1]
-        start = min(_first_position(self.plans[c], length) for c in cells)
-        if self._windowed and any("key" in e.site.kind.axes for c in cells for e in self.plans[c]):
-            start = 0  # a windowed cache drops keys, and the edit counts all of them
-        order = sorted(cells, key=lambda c: _first_layer(self.plans[c]))
         joins: Counter[int] = Counter()
         row: dict[int, int] = {}
         edits: dict[tuple[int, int], Edit] = {}
-        for cell in order:
+        for cell in self.concerned(cells, prompt):
             own = [in_rows(e, range(prompt, prompt + 1), 1 + len(row), self.batch)
                    for e in self.plans[cell]]  # fmt: skip
-            if any(e is not None for e in own):
-                joins[_first_layer(self.plans[cell])] += 1
-                row[cell] = 1 + len(row)
-                edits |= {(cell, n): e for n, e in enumerate(own) if e is not None}
-        found = self._pass(prompt, start, joins, edits)
-        bare = self._bare_logits(prompt)
+            joins[_first_layer(self.plans[cell])] += 1
+            row[cell] = 1 + len(row)
+            edits |= {(cell, n): e for n, e in enumerate(own) if e is not None}
+        found = self._pass(prompt, self.start(cells, prompt), joins, edits)
+        bare, size = self._bare_logits(prompt)
         gap = float((found[0] - bare).abs().max())
-        if not gap <= TOLERANCE * max(float(bare.abs().max()), 1.0):
+        if not gap <= self._tolerance * size:
             raise CannotShare(f"the unedited row came out {gap:.1e} beside a bare pass")
         return found[[row.get(cell, 0) for cell in cells]]
 
-    def _bare_logits(self, prompt: int) -> Float[Tensor, " vocab"]:
-        """Last-position logits of the unedited run."""
+    def _bare_logits(self, prompt: int) -> tuple[Float[Tensor, " column"], float]:
+        """Last-position logits of the unedited run, and the size of the largest of them all."""
         if prompt not in self._bare:
-            output = self._forward(self.prompts[prompt].ids)
-            self._bare[prompt] = output.logits[0, -1].float()
+            logits = self._forward(self.prompts[prompt].ids).logits[0, -1].float()
+            size = max(float(logits.abs().max()), 1.0)
+            self._bare[prompt] = self.tail.pick(logits), size
         return self._bare[prompt]
 
     def _prefix(self, prompt: int, start: int) -> Any:
@@ -178,13 +211,22 @@ class Growing:
         key = (prompt, start)
         if key not in self._prefixes:
             ids = self.prompts[prompt].ids[:, :start]
-            self._prefixes[key] = self._forward(ids, use_cache=True).past_key_values
+            made = self._forward(ids, narrow=True, use_cache=True).past_key_values
+            while self._prefixes and not self._fits(made):
+                del self._prefixes[next(iter(self._prefixes))]
+            self._prefixes[key] = made
         return self._prefixes[key]
 
-    def _forward(self, ids: Tensor, **options: Any) -> Any:
+    def _fits(self, made: Any) -> bool:
+        """Whether one more prefix may be kept beside those that are."""
+        return self._room is None or sum(map(_held, [*self._prefixes.values(), made])) <= self._room
+
+    def _forward(self, ids: Tensor, *, narrow: bool = False, **options: Any) -> Any:
+        self._before()
         self.passes += 1
         options = {"use_cache": False} | options
-        with evaluating(self.model.module), torch.no_grad():
+        narrowed = self.tail.narrowed() if narrow else nullcontext()
+        with evaluating(self.model.module), torch.no_grad(), narrowed:
             return self.model.module(input_ids=ids, logits_to_keep=1, **options)
 
     def _pass(
@@ -193,12 +235,12 @@ class Growing:
         start: int,
         joins: Counter[int],
         edits: dict[tuple[int, int], Edit],
-    ) -> Float[Tensor, "row vocab"]:
+    ) -> Float[Tensor, "row column"]:
         """One growing pass; row 0 is the unedited run."""
         ids = self.prompts[prompt].ids[:, start:]
         options: dict[str, Any] = {}
         if start:
-            cache = _spreading(self._prefix(prompt, start))
+            cache = _spreading(self._prefix(prompt, start), keep=self._lends)
             options = {"past_key_values": cache, "use_cache": True}
         session = Session(self.model.module, self.model.anatomy, Plan(edits.values()))
         with session, ExitStack() as stack:
@@ -208,7 +250,8 @@ class Growing:
                 # Put before the session's own hooks: they must find the new rows in place.
                 handle = block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
                 stack.callback(handle.remove)
-            found = self._forward(ids, **options).logits[:, -1].float()
+            found = self._forward(ids, narrow=True, **options).logits[:, -1]
+        found = self.tail.pick(found).float()
         self._note(edits, session.close_report(must_fire=False))
         return found
 
@@ -239,17 +282,31 @@ def _split(session: Session, count: int) -> Any:
     return grow
 
 
-def _spreading(prefix: Any) -> Any:
-    """A copy of a one-row cache that gives its keys and values to as many rows as ask."""
+def _held(cache: Any) -> int:
+    """Bytes of a cache."""
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+
+
+def _spreading(prefix: Any, *, keep: bool) -> Any:
+    """A copy of a one-row cache that gives its keys and values to as many rows as ask.
+
+    Nobody comes back for what the rows add, so it is let go of layer by layer, unless other layers
+    borrow it (`keep`).
+    """
     cache = copy.deepcopy(prefix)
 
     def update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         layer = cache.layers[layer_idx]
+        before = layer.keys, layer.values
         if layer.keys is not None and layer.keys.shape[0] != key.shape[0]:
             layer.keys = layer.keys.expand(key.shape[0], *layer.keys.shape[1:])
             layer.values = layer.values.expand(value.shape[0], *layer.values.shape[1:])
         # By way of the class, where a session may be listening.
-        return type(cache).update(cache, key, value, layer_idx, *args, **kwargs)
+        found = type(cache).update(cache, key, value, layer_idx, *args, **kwargs)
+        if not keep:
+            layer.keys, layer.values = before
+        return found
 
     cache.update = update
     return cache

@@ -261,7 +261,10 @@ class Model:
             if edit.gate is not None:
                 self.resolve(edit.gate.site)
             for site in sites:
-                check_width(edit, self.size(site, site.kind.axes[-1]))
+                # One unit of the last axis (a neuron) has no width of its own.
+                last = site.kind.axes[-1]
+                single = site.unit is not None and site.kind.unit == last
+                check_width(edit, None if single else self.size(site, last))
                 concrete.append(edit if site == edit.site else edit.at(site))
         return Plan(concrete)
 

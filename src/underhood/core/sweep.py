@@ -8,29 +8,42 @@ cell; each cell's edits see their own rows and nothing else, so the result equal
         read(model.run(tokens, edits=cell).last_logits)
 
 within float noise. Where the model allows it, cells share what they have in common
-(`core.growing`); else every row is run whole. Only the logits at each row's last token are computed
-where the model can. Cells that are known to change nothing are for the caller to leave out.
+(`core.growing`); else every row is run whole (`core.sweep_plain`). Only the logits at each row's
+last token are computed where the model can, and of those only the columns that are read, where the
+caller names them (`core.sweep_tail`). Passes are as big as memory allows (`core.sweep_size`); what
+is done can be kept in a file (`core.sweep_store`), and a stopped sweep goes on from it. Cells that
+are known to change nothing are for the caller to leave out.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from underhood.core.edit import Edit, Fired, Plan, as_plan, in_rows
-from underhood.core.errors import EditNeverFired, NotFinite, OutOfRange, ShapeMismatch, UsageError
+from underhood.core.edit import Edit, Plan, as_plan
+from underhood.core.errors import (
+    EditNeverFired,
+    NotFinite,
+    OutOfRange,
+    ShapeMismatch,
+    Stopped,
+    UsageError,
+)
 from underhood.core.growing import CannotShare, Growing, groups, why_not
 from underhood.core.model import Model
-from underhood.core.run import Run
-from underhood.core.taps import Session
-from underhood.core.taps.patches import evaluating
+from underhood.core.sweep_plain import Plain, edits_logits
+from underhood.core.sweep_size import Estimate, Fit, estimated, fitting
+from underhood.core.sweep_store import Kept, Store, identify
+from underhood.core.sweep_tail import Tail
+from underhood.core.sweep_watch import Cancel, Cancelled, Progress, Watch, current_watch, patient
+from underhood.core.sweep_watch import watched as watched
 from underhood.core.tokens import Tokens
 
-__all__ = ["Swept", "rows_per_pass", "sweep"]
+__all__ = ["Estimate", "Swept", "estimate", "rows_per_pass", "sweep", "watched"]
 
 ROWS = 64
 COLUMNS = 8192  # rows x columns of one pass
@@ -70,7 +83,11 @@ def sweep(
     *,
     batch_size: int | None = None,
     share: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    columns: Tensor | None = None,
+    memory: int | None = None,
+    store: str | Path | None = None,
+    cancel: Cancel | None = None,
 ) -> Swept:
     """One number per cell and prompt, each cell run by itself.
 
@@ -81,46 +98,221 @@ def sweep(
             one per row that the edit's `where.rows` names).
         read: From logits `[cells * prompts, vocab]` at each prompt's last token (cell by cell, all
             prompts of a cell in order) to one number per row.
-        batch_size: Rows of one pass; default `rows_per_pass`.
+        batch_size: Rows of one pass at the most; default `rows_per_pass`. Fewer where memory is
+            short.
         share: Use the shared-prefix engine (`core.growing`) where the model allows it; else, and
             where it does not, rows are batched plainly, and `how` says why.
         progress: Called after each pass with the cells done and the cells in all.
+        columns: Ids of the vocabulary that `read` needs; it then gets logits `[rows, len(columns)]`
+            in their order, and where the head is a plain linear map no others are computed.
+        memory: Bytes that a pass may take beside the weights; default half of what is free.
+        store: A file (or a folder, where each sweep gets its own file) that keeps what is done: the
+            same call goes on where a stopped one was. Not for cells with Python functions. `read`
+            is called once more, on made-up logits, to be recognised.
+        cancel: Asked before each pass; stops the sweep.
 
     Raises:
         UsageError: No cells, an empty cell, or an edit that cannot be met; before any forward.
         EditNeverFired: An edit that acted nowhere; the message names the cell.
         NotFinite: Logits or readings that are not numbers.
         ShapeMismatch: `read` returned something other than one number per row.
+        MemoryTooSmall: Not even one row fits.
+        FileProblem: `store` belongs to another sweep, is damaged, or cannot be written.
+        Stopped: By `cancel` or from the keyboard. Cells of passes that were complete are in
+            `store`; a group of cells under way is lost.
 
     Cost: cells * prompts rows, in passes of `batch_size`, from each cell's first edit on where rows
-        share their prefix, else whole; no backward.
+        share their prefix, else whole; no backward. Short forwards besides: two, once per model,
+        with `columns`; two with `memory`, or when memory may be short.
     """
-    plans = _checked(model, tokens, cells)
-    size = rows_per_pass(tokens.ids.shape[1]) if batch_size is None else batch_size
-    if size < 1:
-        raise OutOfRange("a pass needs at least one row", given=size, do="batch_size=1 or more")
+    plans, size = _checked(model, tokens, cells, batch_size, memory)
+    watch = current_watch().also(progress, cancel)
+    kept = _kept(model, tokens, plans, read, columns, store, watch.folder)
+    job = _Sweep(model, tokens, plans, read, watch, kept)
+    try:
+        with patient() as job.interrupted:
+            tail = Tail(model, columns, whole=edits_logits(plans))
+            return job.run(tail, size, share=share, memory=memory)
+    except (KeyboardInterrupt, Cancelled) as stop:
+        raise job.stopped(stop) from stop
+
+
+def estimate(
+    model: Model,
+    tokens: Tokens,
+    cells: Sequence[Edit | Plan],
+    *,
+    batch_size: int | None = None,
+    share: bool = True,
+    columns: Tensor | None = None,
+    memory: int | None = None,
+) -> Estimate:
+    """What a sweep would take, without running it: print it.
+
+    Args:
+        model: The model.
+        tokens: The prompts.
+        cells: What to change, cell by cell.
+        batch_size: As in `sweep`.
+        share: As in `sweep`.
+        columns: As in `sweep`.
+        memory: As in `sweep`.
+
+    Raises:
+        UsageError, OutOfRange, MemoryTooSmall: As `sweep` would.
+
+    Cost: eight forwards of one to four rows.
+    """
+    plans, size = _checked(model, tokens, cells, batch_size, memory)
+    tail = Tail(model, columns, whole=edits_logits(plans))
+    fit = fitting(model, tokens, plans, tail, size, memory)
     reason = why_not(model, plans, tokens.lengths) if share else "asked for"
-    if reason is None:
-        try:
-            return _shared(model, tokens, plans, read, size, progress)
-        except CannotShare as found:
-            reason = str(found)
-    batch, each = len(tokens), max(1, size // len(tokens))
-    job = _Job(model, tokens, plans)
-    values: list[Tensor] = []
-    for first in range(0, len(plans), each):
-        chosen = range(first, min(first + each, len(plans)))
-        parts = [job.logits(chosen, rows) for rows in _blocks(batch, size)]
-        _check_fired(chosen, plans, job.places)
-        values.append(_read(read, torch.cat(parts), chosen, batch))
-        if progress is not None:
-            progress(chosen.stop, len(plans))
-    how = f"plain batching, {min(size, each * batch)} rows a pass ({reason})"
-    return Swept(torch.cat(values), how, job.passes, job.moved)
+    return estimated(model, tokens, plans, tail, fit, reason)
 
 
-def _checked(model: Model, tokens: Tokens, cells: Sequence[Edit | Plan]) -> list[Plan]:
-    """The cells as concrete plans; every refusal that needs no forward."""
+def _kept(
+    model: Model,
+    tokens: Tokens,
+    plans: list[Plan],
+    read: Read,
+    columns: Tensor | None,
+    store: str | Path | None,
+    folder: Path | None,
+) -> Store | None:
+    """The file that keeps what is done, if there is to be one."""
+    place = store if store is not None else folder
+    if place is None:
+        return None
+    try:
+        parts = identify(model, tokens, plans, read, columns)
+    except UsageError:
+        if store is not None:
+            raise
+        return None  # whoever named the folder did not choose the cells
+    return Store(place, parts, len(plans), len(tokens))
+
+
+class _Sweep:
+    """One sweep: its cells, and what is known of them so far."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tokens,
+        plans: list[Plan],
+        read: Read,
+        watch: Watch,
+        store: Store | None,
+    ) -> None:
+        self.model, self.tokens, self.plans, self.read = model, tokens, plans, read
+        self.watch, self.store = watch, store
+        self.done: dict[int, Kept] = dict(store.done) if store is not None else {}
+        self.resumed = len(self.done)
+        self.interrupted: Callable[[], bool] = lambda: False
+
+    def run(self, tail: Tail, size: int, *, share: bool, memory: int | None) -> Swept:
+        """Run the cells that are not known yet."""
+        todo = [cell for cell in range(len(self.plans)) if cell not in self.done]
+        how, passes = "nothing to run", 0
+        if todo:
+            self._before()
+            plans = [self.plans[cell] for cell in todo]
+            fit = fitting(self.model, self.tokens, plans, tail, size, memory)
+            reason = why_not(self.model, plans, self.tokens.lengths) if share else "asked for"
+            if reason is None:
+                try:
+                    how, passes = self._shared(todo, tail, fit)
+                except CannotShare as found:
+                    reason = str(found)
+            if reason is not None:
+                # Also what the engine had done: a family that it cannot share is not trusted.
+                self.done = {c: kept for c, kept in self.done.items() if c not in set(todo)}
+                how, passes = self._plain(todo, tail, fit, reason)
+        if self.resumed:
+            how += f"; {self.resumed} of {len(self.plans)} cells from {self._name()}"
+        rows = [self.done[cell] for cell in range(len(self.plans))]
+        moved = torch.tensor([row.moved for row in rows])
+        return Swept(torch.stack([row.values for row in rows]), how, passes, moved)
+
+    def _shared(self, todo: list[int], tail: Tail, fit: Fit) -> tuple[str, int]:
+        """By the shared-prefix engine, prompt by prompt within each group of cells."""
+        plans = [self.plans[cell] for cell in todo]
+        job = Growing(self.model, self.tokens, plans, tail=tail, before=self._before, room=fit.room)
+        for cells in groups(plans, self.tokens.lengths[0], self.model.n_layers, fit.rows):
+            each = [job.logits(cells, i) for i in range(len(self.tokens))]
+            self._finish(todo, cells, torch.stack(each, 1).flatten(0, 1), job)
+        how = f"shared prefix: {job.passes} passes, each layer walked once by a growing batch"
+        return how + _told(tail), job.passes
+
+    def _plain(self, todo: list[int], tail: Tail, fit: Fit, reason: str) -> tuple[str, int]:
+        """Every row whole."""
+        plans = [self.plans[cell] for cell in todo]
+        job = Plain(self.model, self.tokens, plans, tail=tail, before=self._before)
+        batch, size = len(self.tokens), fit.rows
+        each = max(1, size // batch)
+        blocks = [range(i, min(i + size, batch)) for i in range(0, batch, size)]
+        for first in range(0, len(plans), each):
+            cells = range(first, min(first + each, len(plans)))
+            # Several blocks of prompts there are only where a pass holds a single cell.
+            self._finish(todo, cells, torch.cat([job.logits(cells, rows) for rows in blocks]), job)
+        how = f"plain batching, {min(size, each * batch)} rows a pass ({reason})"
+        return how + _told(tail), job.passes
+
+    def _finish(
+        self, todo: list[int], cells: Sequence[int], logits: Tensor, job: Growing | Plain
+    ) -> None:
+        """Check, read and keep some cells; `cells` are numbers among `todo`."""
+        real = [todo[cell] for cell in cells]
+        _check_finite(logits, real, len(self.tokens), self.plans)
+        _check_fired(cells, todo, self.plans, job.places)
+        values = _read(self.read, logits, real, len(self.tokens))
+        for cell, number, row in zip(cells, real, values, strict=True):
+            self.done[number] = Kept(row, float(job.moved[cell]))
+        if self.store is not None:
+            self.store.add(real, values, [float(job.moved[cell]) for cell in cells])
+        for progress in self.watch.progress:
+            progress(len(self.done), len(self.plans))
+
+    def _before(self) -> None:
+        """Asked before every pass."""
+        if self.interrupted():
+            raise KeyboardInterrupt
+        if self.watch.cancelled():
+            raise Cancelled
+
+    def _name(self) -> str:
+        return self.store.path.name if self.store is not None else "nowhere"
+
+    def stopped(self, stop: BaseException) -> Stopped:
+        """The error that says how far the sweep came."""
+        kept = self.store is not None
+        error = Stopped(
+            "the sweep was stopped",
+            given=f"{len(self.done)} of {len(self.plans)} cells done",
+            why="it was cancelled" if isinstance(stop, Cancelled) else "of an interrupt",
+            do=f"make the same call again to go on: they are kept in {self._name()}"
+            if kept
+            else "give store=FILE next time, and the same call goes on where it was stopped",
+        )
+        error.done, error.total = len(self.done), len(self.plans)
+        return error
+
+
+def _told(tail: Tail) -> str:
+    if tail.columns is None:
+        return ""
+    n = len(tail.columns)
+    return f"; {n} columns of the logits" if tail.narrow else f"; all logits, {n} columns read"
+
+
+def _checked(
+    model: Model,
+    tokens: Tokens,
+    cells: Sequence[Edit | Plan],
+    batch_size: int | None,
+    memory: int | None,
+) -> tuple[list[Plan], int]:
+    """The cells as concrete plans, and rows of a pass; every refusal that needs no forward."""
     if not cells:
         raise UsageError("a sweep needs cells", given="none", do="give one edit or more")
     lengths = tokens.lengths
@@ -132,12 +324,12 @@ def _checked(model: Model, tokens: Tokens, cells: Sequence[Edit | Plan]) -> list
                 given=f"cell {number} of {len(plans)}",
                 do="leave it out; its value is that of the unedited run",
             )
-    return plans
-
-
-def _blocks(batch: int, size: int) -> Iterator[range]:
-    """Rows of the prompts that go into one pass."""
-    return (range(i, min(i + size, batch)) for i in range(0, batch, size))
+    size = rows_per_pass(tokens.ids.shape[1]) if batch_size is None else batch_size
+    if size < 1:
+        raise OutOfRange("a pass needs at least one row", given=size, do="batch_size=1 or more")
+    if memory is not None and memory < 1:
+        raise OutOfRange("a pass needs memory", given=memory, do="give bytes, or leave it out")
+    return plans, size
 
 
 def _check_finite(logits: Tensor, cells: Sequence[int], each: int, plans: list[Plan]) -> None:
@@ -172,87 +364,16 @@ def _read(
     return found.view(len(cells), batch)
 
 
-class _Job:
-    """The passes of one sweep."""
-
-    def __init__(self, model: Model, tokens: Tokens, plans: list[Plan]) -> None:
-        self.model, self.tokens, self.plans, self.passes = model, tokens, plans, 0
-        self.places: Counter[tuple[int, int]] = Counter()
-        self.moved = torch.zeros(len(plans))
-        # The logits themselves, and modules that may be the head, must be as they always are.
-        edits = [edit for plan in plans for edit in plan]
-        sites = [e.site for e in edits] + [e.gate.site for e in edits if e.gate is not None]
-        plain = not any(site.path or site.name == "logits" for site in sites)
-        self.tail_only = plain and "logits_to_keep" in signature(model.module.forward).parameters
-
-    def logits(self, cells: range, rows: range) -> Float[Tensor, "rows vocab"]:
-        """Logits at the last token of some prompts under some cells, cell by cell."""
-        cut = slice(rows.start, rows.stop)
-        block = Tokens(self.tokens.ids[cut], self.tokens.mask[cut])
-        edits: dict[tuple[int, int], Edit] = {}
-        for index, cell in enumerate(cells):
-            for number, edit in enumerate(self.plans[cell]):
-                placed = in_rows(edit, rows, index * len(rows), len(self.tokens))
-                edits |= {(cell, number): placed} if placed is not None else {}
-        output, fired = self._pass(block.repeat(len(cells)), list(edits.values()))
-        for (cell, number), entry in zip(edits, fired, strict=True):
-            self.places[cell, number] += entry.places
-            self.moved[cell] = max(float(self.moved[cell]), entry.moved)
-        _check_finite(output, cells, len(rows), self.plans)
-        return output
-
-    def _pass(self, tokens: Tokens, edits: list[Edit]) -> tuple[Tensor, list[Fired]]:
-        """One forward: logits at each row's last token, and what the edits did."""
-        model = self.model
-        _, given = model.batch(tokens)
-        last = torch.tensor([a + b - 1 for a, b in zip(tokens.starts, tokens.lengths, strict=True)])
-        skipped = int(last.min()) if self.tail_only else 0
-        if self.tail_only:
-            given = given | {"logits_to_keep": tokens.ids.shape[1] - skipped}
-        session = Session(model.module, model.anatomy, Plan(edits))
-        with evaluating(model.module), torch.no_grad(), session:
-            output = Run(tokens, model._forward(given)).logits
-        self.passes += 1
-        last = (last - skipped).to(output.device)
-        found = output[torch.arange(len(last), device=output.device), last]
-        return found, session.close_report(must_fire=False)
-
-
-def _check_fired(cells: Sequence[int], plans: list[Plan], places: Counter[tuple[int, int]]) -> None:
-    """Refuse cells with an edit that acted in no pass."""
+def _check_fired(
+    cells: Sequence[int], todo: list[int], plans: list[Plan], places: Counter[tuple[int, int]]
+) -> None:
+    """Refuse cells with an edit that acted in no pass; `cells` are numbers among `todo`."""
     for cell in cells:
-        for number, edit in enumerate(plans[cell]):
+        for number, edit in enumerate(plans[todo[cell]]):
             if not places[cell, number]:
                 raise EditNeverFired(
                     "an edit of the sweep acted nowhere",
-                    given=f"cell {cell}: {edit!r}",
+                    given=f"cell {todo[cell]}: {edit!r}",
                     why="no position of the prompts met its conditions",
                     do="check its site, positions and gate, or leave the cell out",
                 )
-
-
-def _shared(
-    model: Model,
-    tokens: Tokens,
-    plans: list[Plan],
-    read: Read,
-    size: int,
-    progress: Callable[[int, int], None] | None,
-) -> Swept:
-    """The sweep by the shared-prefix engine, prompt by prompt within each group of cells."""
-    job = Growing(model, tokens, plans)
-    values = torch.zeros(0)
-    done = 0
-    for cells in groups(plans, tokens.lengths[0], model.n_layers, size):
-        each = torch.stack([job.logits(cells, i) for i in range(len(tokens))], 1)
-        _check_finite(each.flatten(0, 1), cells, len(tokens), plans)
-        _check_fired(cells, plans, job.places)
-        found = _read(read, each.flatten(0, 1), cells, len(tokens))
-        if not done:
-            values = found.new_zeros(len(plans), len(tokens))
-        values[list(cells)] = found
-        done += len(cells)
-        if progress is not None:
-            progress(done, len(plans))
-    how = f"shared prefix: {job.passes} passes, each layer walked once by a growing batch"
-    return Swept(values, how, job.passes, job.moved)

@@ -20,6 +20,8 @@ __all__ = ["Explanation", "explain"]
 
 SCHEMA = "explanation/1"
 HEADS = 4  # how many important heads are looked at and changed
+KEEP = 0.9  # share of the behaviour that the circuit shall keep
+RANDOM_CIRCUITS = 10  # of the same size, as its control
 WORTH = 0.03  # share of the answer that a head must restore to be called important
 
 Progress = Callable[[str, int, int], None]
@@ -127,7 +129,8 @@ def explain(
         AnswerError: An answer that is not one token.
 
     Cost: on L layers, T positions and H heads about L*T + L*H forwards in batches (exact patching;
-        positions before the first difference are skipped), and some thirty single ones.
+        positions before the first difference are skipped), about 100 circuits of one prompt each,
+        and some thirty single forwards.
 
     Example:
         >>> import underhood as uh
@@ -230,14 +233,11 @@ def _causes(model: Model, found: Explanation, seed: int) -> list[View]:
 
 
 def _circuit(model: Model, found: Explanation, seed: int) -> list[View]:
-    return [
-        sentences(
-            ["Edges, pruning and faithfulness against random circuits are not part of this version."
-             " The heads of part 4 are single causes, not a circuit: they need not suffice"
-             " together, nor be all there is."],
-            title="Not part of this version",
-        )
-    ]  # fmt: skip
+    from underhood.methods.locate.circuit import circuit
+
+    result = circuit(model, found.question.pairs, target=KEEP, draws=RANDOM_CIRCUITS, seed=seed)
+    found.results["circuit"] = result
+    return [result.view]
 
 
 def important_heads(found: Explanation) -> list[tuple[int, int]]:
@@ -314,7 +314,7 @@ _TITLES = {
     "forms": (2, "Where the answer forms", "From which layer on is the answer readable?"),
     "writers": (3, "Who writes it", "Which parts write the answer into the last token, directly?"),
     "causes": (4, "Who causes it", "Which activations, moved over, bring the answer with them?"),
-    "circuit": (5, "The circuit and its proof", "Which parts suffice together?"),
+    "circuit": (5, "The circuit and its proof", "Which connections suffice together, and is that more than chance?"),
     "heads": (6, "What the important heads do", "Where do they look, and of what kind are they?"),
     "change": (7, "The change", "What does the model say when these heads are changed?"),
     "odd": (8, "What is odd", "Is there anything unusual inside, whatever the question?"),

@@ -43,6 +43,11 @@ def percent(value: float) -> str:
     return f"{share:.1f} %" if abs(share) < 10 or 99 < share < 100 else f"{share:.0f} %"
 
 
+def share(value: float) -> str:
+    """A faithfulness as a percentage: may be above 1 or below 0, and is often near either."""
+    return f"{round(100 * value) + 0:d} %".replace("-", "\N{MINUS SIGN}")
+
+
 def name_of(layer: int, head: int) -> str:
     """A head's name."""
     return f"L{layer}.H{head}"
@@ -67,7 +72,7 @@ def listed(items: list[str]) -> str:
 
 def headline(found: "Explanation") -> list[str]:
     """The answer in plain sentences, in the order of the report."""
-    makers = (_says, _asks, _forms, _writers, _causes, _heads, _changes, _odd)
+    makers = (_says, _asks, _forms, _writers, _causes, _circuit, _heads, _changes, _odd)
     return [line for make in makers if (line := make(found))]
 
 
@@ -169,6 +174,21 @@ def _span(first: int, last: int) -> str:
     if first == last:
         return f"on entering layer {first}"
     return f"on entering layers {first} to {last}"
+
+
+def _circuit(found: "Explanation") -> str:
+    result = found.results.get("circuit")
+    if result is None:
+        return ""
+    data = result.data
+    inside, total = int(data["in_circuit"].sum()), data.sizes["edge"]
+    kept, rest = float(data["f"]), float(data["f_rest"])
+    chance = float(data["f_same_size"].max())
+    return (
+        f"{inside} of the {total:,} connections between its parts ({percent(inside / total)}) keep"
+        f" {share(kept)} of that difference by themselves; random circuits of the same size keep at"
+        f" most {share(chance)}, and all other connections together {share(rest)}."
+    )
 
 
 def _heads(found: "Explanation") -> str:

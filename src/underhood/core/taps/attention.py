@@ -240,9 +240,10 @@ def _additive(
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     rows, columns = query.shape[2], key.shape[2]
-    low = torch.finfo(query.dtype).min
+    # Numbers of the query's own precision: a plain float would be float32, and overflow in float64.
+    zero, low = query.new_zeros(()), query.new_full((), torch.finfo(query.dtype).min)
     if mask is not None and mask.ndim == 4:
-        return torch.where(mask, 0.0, low).to(query.dtype) if mask.dtype == torch.bool else mask
+        return torch.where(mask, zero, low) if mask.dtype == torch.bool else mask
     visible = None
     if causal and rows > 1:
         reach = torch.arange(columns, device=query.device)
@@ -252,7 +253,7 @@ def _additive(
     if mask is not None and mask.ndim == 2:  # flash attention passes the padding mask
         padding = mask[:, None, None, :columns].bool()
         visible = padding if visible is None else visible & padding
-    return None if visible is None else torch.where(visible, 0.0, low).to(query.dtype)
+    return None if visible is None else torch.where(visible, zero, low)
 
 
 class _SoftmaxTap(TorchFunctionMode):

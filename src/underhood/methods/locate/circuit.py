@@ -65,7 +65,7 @@ class Proof:
     scores: Scores
     f: float
     interval: tuple[float, float]
-    random: Float[Tensor, " draw"]
+    random: Float[Tensor, " random"]
     rest: float
     curve: Curve
     signed: Curve

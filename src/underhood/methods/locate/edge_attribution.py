@@ -57,8 +57,9 @@ def edge_attribution(
         pairs: Clean and contrast prompts of equal length, with answers.
         by: How edges are scored. "eap-ig": gradients along the line between the two prompts'
             embeddings; "eap": gradient at the clean run; "clean-corrupted": mean of both ends;
-            "eap-ig-activations": along lines between every sub-layer's outputs; "relp": relevance
-            at the contrast run; "exact": every edge cut by itself; "ifr": what flows, whatever for.
+            "eap-ig-activations": each sub-layer's edges along the line between its outputs; "relp":
+            relevance at the contrast run; "exact": every edge cut by itself; "ifr": what flows,
+            whatever for.
         metric: What is measured (see `uh.data.METRICS`).
         steps: Points on each line of the two eap-ig ways.
         ablation: What a cut edge carries: the contrast's value, a mean, or zero.
@@ -82,7 +83,9 @@ def edge_attribution(
         whatever the number of heads. Verification: about `2 * verify_top` rows of one prompt each.
 
     Source: EAP: Syed et al. 2023; EAP-IG: Hanna et al. 2024, points from the contrast on as in its
-        published code; RelP: Jafari et al. 2025 (LN, identity and half rules); IFR: Ferrando and Voita 2024. Ours: the factored form, one key and value
+        published code, and on activations each sub-layer's own edges only (its code adds up all of
+        them, with gradients cut off at the sub-layer); RelP: Jafari et al. 2025 (LN, identity and
+        half rules); IFR: Ferrando and Voita 2024. Ours: the factored form, one key and value
         destination per key/value head, scores as means over prompts, and the verification.
 
     Misleads: a gradient is blind where the softmax is saturated, and misses edges that only work
