@@ -353,3 +353,36 @@ def test_refusals(words: list[str], code: int, said: str) -> None:
     assert said in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+# What it would take, and the bench ----------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_the_sweeps_take_and_runs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from underhood.core import sweep as engine
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a cell was run")
+
+    monkeypatch.setattr(engine, "Growing", never)
+    monkeypatch.setattr(engine, "Plain", never)
+    words = ("run", "activation_patching", "-p", PROMPT, "--vs", CONTRAST, "--answer", "Mary",
+             "--wrong", "John", "--dry-run", "--quiet")  # fmt: skip
+    text = good(*words)
+    assert "passes of up to" in text and "shared prefix" in text
+    assert "3 sweeps, about" in text
+
+
+def test_a_dry_run_of_a_method_without_sweeps_gives_its_cost() -> None:
+    text = good("run", "logit_lens", "-p", PROMPT, "--dry-run", "--quiet")
+    assert text.startswith("logit_lens makes no sweep. Cost: one forward")
+
+
+def test_the_bench_prints_its_tables(tmp_path: Path) -> None:
+    text = good("bench", "circuits", "shift_by", "--quiet")
+    row = next(line for line in text.splitlines() if line.startswith("| shift_by | 2 / 23"))
+    assert row.split(" | ")[2] == "1.00 / 1.00"  # the exact way
+    refused = call("bench", "circuits", "shift_by", "--write")
+    assert refused.exit_code != 0

@@ -1,13 +1,15 @@
 """`underhood run`: any method, by its name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from underhood.cli import options, render
 
 if TYPE_CHECKING:
+    from underhood.core.model import Model
+    from underhood.methods.registry import Method
     from underhood.view import Result
 
 __all__ = ["run"]
@@ -46,6 +48,10 @@ def run(
             help="Keep finished cells of a sweep here; the same call goes on with them.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what the sweeps would take; run none of them."),
+    ] = False,
     output: options.Output = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -76,12 +82,38 @@ def run(
     )  # fmt: skip
     arguments = data_arguments(found, given)
     loaded = options.load_model(model, device, dtype, quiet=quiet)
+    if dry_run:
+        _plan(found, loaded, {**arguments, **chosen}, quiet=quiet)
+        return
     what = f"running {found.name} on {loaded.name}"
     with render.counting(what, quiet=quiet) as count, watched(progress=count, folder=keep):
         result = found(loaded, **arguments, **chosen)
     _show(result, json=json)
     if output is not None:
         render.note(f"wrote {result.save(output)}", quiet=quiet)
+
+
+def _plan(method: "Method", model: "Model", given: dict[str, Any], *, quiet: bool) -> None:
+    """Print what each of a method's sweeps would take."""
+    from underhood.core.errors import UnderhoodError
+    from underhood.core.sweep import watched
+
+    plans: list[Any] = []
+    with render.working(f"planning {method.name} on {model.name}", quiet=quiet):
+        try:
+            with watched(dry=plans.append):
+                method(model, **given)
+        except UnderhoodError:
+            if not plans:  # later ones may come of the unedited readings that it went on with
+                raise
+    for plan in plans:
+        typer.echo(str(plan))
+    if not plans:
+        cost = " ".join(method.sections.get("Cost", "not stated").split())
+        typer.echo(f"{method.name} makes no sweep. Cost: {cost}")
+    elif len(plans) > 1:
+        seconds = sum(plan.seconds for plan in plans)
+        typer.echo(f"{len(plans)} sweeps, about {seconds:.2g} s together")
 
 
 def _show(result: "Result", *, json: bool) -> None:

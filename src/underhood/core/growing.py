@@ -25,8 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from underhood.core.anatomy import Stack
 from underhood.core.edit import Edit, Fired, Plan, in_rows
 from underhood.core.model import Model
+from underhood.core.site import Site
 from underhood.core.sweep_tail import Tail
 from underhood.core.taps import Session, current_session
 from underhood.core.taps.modules import first_tensor, replace_first
@@ -67,15 +69,30 @@ def why_not(model: Model, plans: Sequence[Plan], lengths: Sequence[int] = ()) ->
         return "its cache holds latents"
     for plan in plans:
         for edit in plan:
-            if edit.site.layer is None or edit.site.path or edit.gate is not None:
+            if edit.gate is not None or not _inside(edit.site, stack):
                 return "some edits stand outside the layers, or are gated"
             if "key" in edit.site.kind.axes and len(set(lengths)) > 1:
                 return "patterns of prompts of different length are edited"
     return None
 
 
+def _inside(site: Site, stack: Stack) -> bool:
+    """Whether a site lies in one of the blocks, and `_layer` tells which."""
+    if not site.path:
+        return site.layer is not None
+    layer = _layer(site)
+    return layer < len(stack.blocks) and f"{site.path}.".startswith(f"{stack.blocks[layer].path}.")
+
+
+def _layer(site: Site) -> int:
+    """The block of a site; of a module's path, the first number in it."""
+    if not site.path:
+        return site.layer or 0
+    return next((int(part) for part in site.path.split(".") if part.isdecimal()), 0)
+
+
 def _first_layer(plan: Plan) -> int:
-    return min(edit.site.layer or 0 for edit in plan)
+    return min(_layer(edit.site) for edit in plan)
 
 
 def _first_position(plan: Plan, length: int) -> int:

@@ -4,8 +4,8 @@ Each op is a small frozen dataclass with one method, `apply(h, moment)`, out of 
 flow through it. `h` is the site's tensor in its canonical axes (without the unit axis when the
 site names a unit). Tensor fields are saved to safetensors, everything else to JSON.
 
-`Moment` tells an op where in the prompts it stands; only `patch`, `swap_subspace` and `attend`
-look at it.
+`Moment` tells an op where in the prompts it stands; only `patch`, `swap_subspace`, `attend` and
+`call(..., slots=True)` look at it.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,13 @@ class Moment:
         positions: Position of each column of this pass within its row's own tokens.
         pos_axis: The axis of `h` that runs over those columns.
         key_offset: Left padding per row, for ops that name key positions.
+        slots: At expert sites, the number of the expert in each slot.
     """
 
     positions: Int[Tensor, "batch pos"]
     pos_axis: int
     key_offset: Int[Tensor, " batch"] | None = None
+    slots: Int[Tensor, "batch pos slot"] | None = None
 
 
 @dataclass(frozen=True)
@@ -395,10 +397,10 @@ class Call(Op):
     """Any function of the activation. Not saved to files."""
 
     name = "call"
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
 
     def apply(self, h: Tensor, moment: Moment) -> Tensor:
-        out = self.function(h)
+        out = self.made(h, moment)
         if not isinstance(out, Tensor) or out.shape != h.shape:
             raise ShapeMismatch(
                 "the function must return a tensor of the activation's shape",
@@ -407,6 +409,20 @@ class Call(Op):
                 do="return the changed activation",
             )
         return out
+
+    def made(self, h: Tensor, moment: Moment) -> Tensor:
+        """What the function returns."""
+        return self.function(h)
+
+
+@dataclass(frozen=True, eq=False)
+class CallSlots(Call):
+    """Any function of the experts' activations and of the numbers of the experts."""
+
+    only_on = ("expert_out", "expert_post")
+
+    def made(self, h: Tensor, moment: Moment) -> Tensor:
+        return self.function(h, moment.slots)
 
 
 OPS: dict[str, type[Op]] = {
@@ -531,6 +547,12 @@ def attend(*, block: int | tuple[int, ...] = (), only: int | tuple[int, ...] | N
     return Attend(hidden, shown)
 
 
-def call(function: Callable[[Tensor], Tensor]) -> Op:
-    """Apply any function to the activation."""
-    return Call(function)
+def call(function: Callable[..., Tensor], *, slots: bool = False) -> Op:
+    """Apply any function to the activation.
+
+    Args:
+        function: Gets the activation `h` and returns one of its shape.
+        slots: At `expert_post` and `expert_out`: it gets `(h, experts)`, where `experts` `[batch,
+            pos, slot]` says which expert each slot of `h` belongs to.
+    """
+    return CallSlots(function) if slots else Call(function)

@@ -127,6 +127,13 @@ def sweep(
     """
     plans, size = _checked(model, tokens, cells, batch_size, memory)
     watch = current_watch().also(progress, cancel)
+    if watch.dry:
+        found = estimate(
+            model, tokens, cells, batch_size=batch_size, share=share, columns=columns, memory=memory
+        )
+        for tell in watch.dry:
+            tell(found)
+        return _unedited(model, tokens, len(plans), read, columns)
     kept = _kept(model, tokens, plans, read, columns, store, watch.folder)
     job = _Sweep(model, tokens, plans, read, watch, kept)
     try:
@@ -135,6 +142,16 @@ def sweep(
             return job.run(tail, size, share=share, memory=memory)
     except (KeyboardInterrupt, Cancelled) as stop:
         raise job.stopped(stop) from stop
+
+
+def _unedited(
+    model: Model, tokens: Tokens, cells: int, read: Read, columns: Tensor | None
+) -> Swept:
+    """The unedited run's reading for every cell: what a dry run goes on with."""
+    logits = model.run(tokens).last_logits
+    logits = logits if columns is None else logits[:, columns.to(logits.device)]
+    values = _read(read, logits, [0], len(tokens))
+    return Swept(values.repeat(cells, 1), "dry run: no cell was run", 0, torch.zeros(cells))
 
 
 def estimate(

@@ -35,6 +35,7 @@ class Watch:
     progress: tuple[Progress, ...] = ()
     cancel: tuple[Cancel, ...] = ()
     folder: Path | None = None
+    dry: tuple[Callable[[Any], None], ...] = ()
 
     def cancelled(self) -> bool:
         """Whether somebody wants it to stop."""
@@ -58,6 +59,7 @@ def watched(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     folder: str | Path | None = None,
+    dry: Callable[[Any], None] | None = None,
 ) -> Iterator[None]:
     """Look on at every sweep made inside the block, in this thread, also by a method.
 
@@ -67,6 +69,9 @@ def watched(
         cancel: Stops the sweep that is running, and so the method, with `Stopped`.
         folder: Each sweep keeps its finished cells in a file of its own there, and finds them again
             when the same call is made again. Cells that hold Python functions are run as ever.
+        dry: Called with each sweep's `Estimate`; no sweep is run, and each gives the unedited run's
+            readings for every cell, so that a method goes on to its next sweep. Its result says
+            nothing.
     """
     old = current_watch()
     place = Path(folder) if folder is not None else old.folder
@@ -78,7 +83,8 @@ def watched(
                 "the folder for sweeps cannot be made", given=str(place),
                 why=str(error.strerror or error), do="give another folder",
             ) from error  # fmt: skip
-    token = _WATCH.set(replace(old.also(progress, cancel), folder=place))
+    dries = old.dry + ((dry,) if dry is not None else ())
+    token = _WATCH.set(replace(old.also(progress, cancel), folder=place, dry=dries))
     try:
         yield
     finally:

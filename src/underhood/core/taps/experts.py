@@ -23,7 +23,7 @@ from underhood.core.site import Site
 from underhood.core.taps.patches import patched
 from underhood.core.taps.session import Session, current_session
 
-__all__ = ["install"]
+__all__ = ["install", "router_logits"]
 
 
 @dataclass(slots=True)
@@ -91,19 +91,32 @@ def install(session: Session, stack: ExitStack) -> None:
 
 
 class _RouterTap(TorchFunctionMode):
-    """Visits the router's projection as it leaves `F.linear`."""
+    """Passes the router's projection through `change` as it leaves `F.linear`."""
 
-    def __init__(self, tap: _ExpertTap) -> None:
+    def __init__(self, count: int, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.tap = tap
+        self.count, self.change = count, change
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is F.linear and out.shape[-1] == self.tap.spec.count:
+        if func is F.linear and out.shape[-1] == self.count:
             flat = out.reshape(-1, out.shape[-1])
-            new = self.tap.visit("router_logits", flat)
+            new = self.change(flat)
             return out if new is flat else new.view_as(out)
         return out
+
+
+def router_logits(router: nn.Module, count: int, hidden: Tensor) -> Tensor:
+    """What a router of `count` experts thinks of its input, past any hooks: `[tokens, count]`."""
+    seen: list[Tensor] = []
+
+    def keep(logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return logits
+
+    with _RouterTap(count, keep):
+        router.forward(hidden)
+    return seen[0]
 
 
 def _wrap_router(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +126,7 @@ def _wrap_router(original: Callable[..., Any]) -> Callable[..., Any]:
         tap = _tap_of(module)
         if tap is None:
             return original(*args, **kwargs)
-        with _RouterTap(tap):
+        with _RouterTap(tap.spec.count, lambda logits: tap.visit("router_logits", logits)):
             out = original(*args, **kwargs)
         tensors = [t for t in out if isinstance(t, Tensor)] if isinstance(out, tuple) else []
         index = next((t for t in tensors if not t.is_floating_point()), None)

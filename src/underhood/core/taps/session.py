@@ -333,7 +333,7 @@ class Session:
             if axis is None
             else (axis - 1 if unit_axis is not None and unit_axis < axis else axis)
         )
-        moment = Moment(frame.positions(value.device), where, frame.offsets)
+        moment = Moment(frame.positions(value.device), where, frame.offsets, slots)
         if whole and (op := edit.op.of_rows(*whole, part.ndim)) is not edit.op:
             edit = replace_edit(edit, op=op)
         new = edit.changed(part, moment, frame)

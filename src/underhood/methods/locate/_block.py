@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from underhood.core.edit import Edit, Plan
@@ -13,9 +13,10 @@ from underhood.core.model import Model
 from underhood.core.ops import add, patch
 from underhood.core.run import Run
 from underhood.core.site import Site
-from underhood.core.sweep import sweep
+from underhood.core.sweep import Swept, sweep
 from underhood.core.tokens import Where
 from underhood.data import EncodedPairs
+from underhood.data.metric import reindex
 from underhood.methods.locate._asked import Asked, Found
 from underhood.methods.locate._places import Cell, Place
 
@@ -86,10 +87,19 @@ class Block:
             for place, h in self.before.items()
         }
 
-    def metric(self, logits: Tensor) -> Float[Tensor, " rows"]:
-        """The metric in float64; `logits` are cell by cell all rows of this block."""
+    def metric(
+        self, logits: Tensor, columns: Int[Tensor, " column"] | None = None
+    ) -> Float[Tensor, " rows"]:
+        """The metric in float64; `logits` are cell by cell all rows of this block.
+
+        With `columns` they hold these columns of the vocabulary only.
+        """
         times = len(logits) // len(self.rows)
         answers, wrong = (x.repeat(times, 1) for x in (self.pairs.answers, self.pairs.wrong))
+        if columns is not None:
+            known = self.asked.metric
+            answers = reindex(answers, columns) if known.uses_answers else answers[:, :0]
+            wrong = reindex(wrong, columns) if known.uses_wrong else wrong[:, :0]
         reference = self.reference.repeat(times, 1) if self.asked.metric.uses_reference else None
         return self.asked.metric(logits, answers, wrong, reference=reference).double().cpu()
 
@@ -198,10 +208,18 @@ class Block:
             edits.append(
                 self._edit(number, named) if noise is None else self._random(number, named, noise)
             )
-        swept = sweep(self.model, self.tokens, edits, self.metric, batch_size=self.asked.batch_size)
+        swept = self._run(edits)
         for (number, rows), values in zip(todo, swept.values, strict=True):
             into[number, [self.rows.start + row for row in rows]] = values[rows]
         found.how, found.passes = swept.how, found.passes + swept.passes
+
+    def _run(self, cells: Sequence[Edit | Plan]) -> Swept:
+        """A sweep that computes only the logits which the metric reads."""
+        columns = self.asked.metric.needs_columns(self.pairs.answers, self.pairs.wrong)
+        return sweep(
+            self.model, self.tokens, cells, partial(self.metric, columns=columns),
+            columns=columns, batch_size=self.asked.batch_size,
+        )  # fmt: skip
 
     def _directions(self, draw: int) -> dict[Place, Tensor]:
         """Random unit vectors; each row has its own generator, so that blocks do not matter."""
@@ -228,6 +246,9 @@ class Block:
         there = torch.zeros(len(sets), len(self.rows), dtype=torch.bool)
         plans, numbers = [], []
         for index, cells in enumerate(sets):
+            if not cells:  # nothing is patched, everywhere
+                there[index] = True
+                continue
             here, acts = (torch.stack(x).any(0) for x in zip(*map(self.acts, cells), strict=True))
             there[index] = here
             if bool(acts.any()):
@@ -235,10 +256,7 @@ class Block:
                 numbers.append(index)
         for first in range(0, len(plans), _HEAVY):
             part = slice(first, first + _HEAVY)
-            swept = sweep(
-                self.model, self.tokens, plans[part], self.metric, batch_size=self.asked.batch_size
-            )
-            change[numbers[part]] = swept.values - self.start
+            change[numbers[part]] = self._run(plans[part]).values - self.start
         return change * there, there
 
     def _plan(self, cells: Sequence[int]) -> Plan:

@@ -89,7 +89,7 @@ class Search:
     diffuse: int = 0
 
     def run(self) -> list[Set]:
-        """All sets found, the clearest first."""
+        """All sets found, those that do most more than their members alone first."""
         single = self.cuts.lost([[n] for n in self.nodes])
         self.single = dict(zip(self.nodes, single.tolist(), strict=True))
         strongest = sorted(self.nodes, key=lambda n: -abs(self.single[n]))
@@ -97,7 +97,7 @@ class Search:
         self.quiet = tuple(n for n in self.nodes if abs(self.single[n]) < self.rule.threshold)
         self._one_by_one()
         self._in_groups()
-        value = dict(zip(self.found, extra(self.cuts, self.found).tolist(), strict=True))
+        value = dict(zip(self.found, interaction(self.cuts, self.found).tolist(), strict=True))
         self.found.sort(key=lambda s: (-value[s], sorted(s)))
         return self.found
 
@@ -117,7 +117,9 @@ class Search:
         for _ in range(1, self.rule.largest):
             wider = [(s, n) for s in level for n in self.nodes if n not in s]
             gained = self._gain(wider)
-            kept = {s | {n} for (s, n), gain in zip(wider, gained, strict=True) if self._counts(gain)}
+            kept = {
+                s | {n} for (s, n), gain in zip(wider, gained, strict=True) if self._counts(gain)
+            }
             level = self._keep(sorted(kept - set(self.found), key=sorted))[: self.rule.top]
 
     def _gain(self, wider: Sequence[tuple[Set, int]]) -> list[float]:
@@ -183,7 +185,10 @@ class Search:
             if len(base) + len(members) == self.rule.largest:
                 self.diffuse += 1
                 return None
-            low, high = 0, len(left)  # with `low` of them the set does too little, with `high` enough
+            low, high = (
+                0,
+                len(left),
+            )  # with `low` of them the set does too little, with `high` enough
             while high - low > 1:
                 middle = (low + high) // 2
                 enough = self._excess(base, [*members, *left[:middle]]) > level
@@ -196,7 +201,7 @@ class Search:
         return frozenset(members)
 
     def _excess(self, base: Set, group: Sequence[int]) -> float:
-        """What a group does more than expected: than its members alone, or than without the base."""
+        """What a group does more than its members alone, or than it does with the base."""
         joint, gone, without = self.cuts.lost([base | set(group), base, group]).tolist()
         if not base:
             return joint - sum(max(self.single[n], 0.0) for n in group)
@@ -214,7 +219,7 @@ def _growing(todo: list[Set]) -> Iterable[Set]:
 def random_sets(
     nodes: Sequence[int], size: int, avoid: Sequence[Set], *, draws: int, seed: int
 ) -> list[Set]:
-    """Random sets of so many nodes, each once, that hold none of some sets; fewer if there are few."""
+    """Random sets of so many nodes that hold none of some sets; fewer if there are not so many."""
     rng = Random(seed)
     found: dict[Set, None] = {}
     for _ in range(draws * _PATIENCE):
