@@ -38,3 +38,9 @@ jaxtyping.jaxtyped = _named_functions_only  # type: ignore[assignment]
 def material() -> Callable[[str], Path]:
     """Gives the path of one part of the test material, or skips the test."""
     return _material.material
+
+
+@pytest.fixture
+def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps share prefixes also where whole rows would be quicker: the engine is tested."""
+    monkeypatch.setattr("underhood.core.sweep.pays", lambda *_: True)

@@ -168,7 +168,7 @@ def _circuits(rows: Sequence[Row]) -> list[str]:
         missing = ", ".join(f"`{e}`" for e in row.missing[:3]) or "none"
         more = f" and {len(row.missing) - 3} more" if len(row.missing) > 3 else ""
         lines.append(
-            f"| {row.organism.name} | {row.size} | {row.kept:.2f} | {round(row.random, 2) + 0.0:.2f}"
-            f" | {missing}{more} | {row.extra} |"
+            f"| {row.organism.name} | {row.size} | {row.kept:.2f}"
+            f" | {round(row.random, 2) + 0.0:.2f} | {missing}{more} | {row.extra} |"
         )
     return lines

@@ -22,6 +22,8 @@ from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Tokens, Where
 
+pytestmark = pytest.mark.usefixtures("always_share")
+
 ENGINE = ["gpt2", "llama", "mistral", "gemma2", "gemma3", "qwen3", "gpt_neox", "olmo2", "mixtral"]
 FAMILIES = ("gpt2", "llama", "gemma3", "mixtral", "mistral")
 NAMES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "v", "pattern")

@@ -15,6 +15,8 @@ from underhood.core.sweep import sweep
 from underhood.core.sweep_tail import Tail
 from underhood.data import metric_named, reindex
 
+pytestmark = pytest.mark.usefixtures("always_share")
+
 # A bias, a soft cap, a factor, a tied table, experts; and what is batched plainly.
 FAMILIES = ("gpt2", "gptj", "gemma2", "cohere", "granite", "phi", "mixtral", "bloom", "mamba")
 

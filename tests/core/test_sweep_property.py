@@ -17,6 +17,8 @@ from underhood.core.site import Site
 from underhood.core.sweep import sweep
 from underhood.core.tokens import Tokens, Where
 
+pytestmark = pytest.mark.usefixtures("always_share")
+
 ENGINE = ("gpt2", "llama", "mistral", "gemma2", "gemma3", "qwen3", "gpt_neox", "olmo2", "mixtral")
 PLAIN = ("bloom", "mamba", "deepseek_v3")
 VECTORS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "ln1")

@@ -15,6 +15,8 @@ from underhood.core.model import Model
 from underhood.core.sweep import estimate, sweep
 from underhood.core.tokens import Tokens
 
+pytestmark = pytest.mark.usefixtures("always_share")
+
 
 def grid(model: Model, name: str, length: int) -> list[Edit]:
     return [

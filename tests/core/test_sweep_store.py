@@ -24,6 +24,8 @@ from underhood.core.taps import current_session
 from underhood.core.taps.patches import active_patches
 from underhood.core.tokens import Tokens
 
+pytestmark = pytest.mark.usefixtures("always_share")
+
 
 def made(share: bool = True) -> tuple[Model, Tokens, list[Edit | Plan], dict[str, Any]]:
     model = kit.model("llama")

@@ -241,6 +241,7 @@ def test_the_batch_size_does_not_matter(town: Model) -> None:
         assert np.allclose(mine, alone["blocked"].values[..., 0], atol=1e-4)
 
 
+@pytest.mark.usefixtures("always_share")
 def test_sharing_does_not_matter(town: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Callable[[], Any], list[str]]] = [
         (lambda: information_flow(town, capitals(2), draws=1), ["effect", "control"]),

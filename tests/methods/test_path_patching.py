@@ -312,6 +312,7 @@ def test_the_batch_size_does_not_matter(town: Model) -> None:
         )
 
 
+@pytest.mark.usefixtures("always_share")
 def test_sharing_does_not_matter(town: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = town_pairs("indirect_object", 1)
     options: dict[str, Any] = {"receivers": "k.2", "senders": "z.1", "control": False}

@@ -9,8 +9,8 @@ minimised is a loss of the masked model and a price for what is kept:
     hard-concrete   z = clamp(1.2 sigma((logit u + a) / (2/3)) - 0.1), u random: often just 0 or 1
     sigmoid         z = sigma(tau a), tau rising: soft at first, hard in the end
     clamped         z = w, put back into 0..1 after every step
-    uniform         z is 0 or 1 at random, for undecided parts uniform between: the gradient there
-                    is an unbiased estimate of what cutting the part costs
+    uniform         z is uniform the more often the less is decided, else 0 or 1, sigma(a) on
+                    average: its gradient is an unbiased estimate of what cutting the part costs
 
 It knows nothing of models: what is masked is any differentiable function of z.
 
@@ -33,7 +33,9 @@ __all__ = ["KINDS", "Recipe", "Trained", "odds_from_scores", "train_masks"]
 KINDS = ("hard-concrete", "sigmoid", "clamped", "uniform")
 
 LOW, HIGH, SOFT = -0.1, 1.1, 2 / 3  # limits and temperature of the hard concrete distribution
-LIMIT = 10.0  # log-odds stay within: beyond it nothing changes but the way back gets long
+LIMITS = (-10.0, 5.0)  # of log-odds: above, a draw is the same, and the way back is long
+STIFF = 10.0  # l2 at the start: a sparsity that is only integrated (l1) is overshot and oscillates
+NEAR = 0.02  # of the sparsity asked for
 CLEAR = 0.1  # a mask value this far from both ends is undecided
 START = {"hard-concrete": 0.9, "sigmoid": 0.5, "clamped": 1.0, "uniform": 0.9}
 RATE = {"hard-concrete": 0.2, "sigmoid": 0.1, "clamped": 0.05, "uniform": 0.2}
@@ -116,7 +118,7 @@ class Trained:
         values: The mask without noise, 0 to 1.
         rank: What the parts are ordered by, best highest: the log-odds of being kept.
         kept: Which parts stay. Those with a value above one half; where a sparsity was asked for,
-            as many of the best as the values sum up to (Edge Pruning's rule).
+            as many of the best as it leaves (beyond 1: as many as the values sum up to).
         loss: The loss with exactly those parts, over all rows.
         history: By step: `loss` (of the step's draw), `share` (kept, as it is priced), `undecided`
             (share of all parts) and, towards a sparsity, `asked`.
@@ -150,13 +152,13 @@ class _Mask:
         if self.kind == "hard-concrete":
             soft = torch.sigmoid((torch.logit(chance, eps=1e-6) + self.own) / SOFT)
             return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
+        # Uniform for undecided parts, else 0 or 1, whichever is nearer: on average it is `share`.
         share = torch.sigmoid(self.own)
-        often = 4 * share.detach() * (1 - share.detach())  # how often z is uniform: undecided parts
+        often = 2 * torch.minimum(share, 1 - share).detach()
         other = torch.rand(shape, generator=make).to(self.own.device)
-        between = torch.rand(shape, generator=make).to(self.own.device) < often
-        value = torch.where(between, chance, (other < share.detach()).to(share.dtype))
+        value = torch.where(other < often, chance, (share > 0.5).to(share.dtype))
         # d E[loss] / d share is the mean of d loss / dz over uniform z, seen as often as drawn.
-        return value + (share - share.detach()) * between / often.clamp(min=1e-6)
+        return value + (share - share.detach()) * (other < often) / often
 
     def price(self) -> Tensor:
         """How far each part is kept, as it is priced: its expected or present value."""
@@ -172,7 +174,7 @@ class _Mask:
         if self.kind == "clamped":
             self.own.clamp_(0, 1)
         else:
-            self.own.clamp_(-LIMIT, LIMIT)
+            self.own.clamp_(*LIMITS)
         if self.kind == "sigmoid":
             self.heat = self.recipe.hottest**progress
 
@@ -190,10 +192,10 @@ class _Mask:
 
     def kept(self) -> Tensor:
         """Which parts stay."""
-        values = self.values()
-        if self.recipe.sparsity is None:
+        values, sparsity = self.values(), self.recipe.sparsity
+        if sparsity is None:
             return values > 0.5
-        count = round(float(values.double().sum()))
+        count = round(len(values) * (1 - sparsity)) if sparsity <= 1 else round(float(values.sum()))
         kept = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         kept[self.rank().argsort(descending=True, stable=True)[:count]] = True
         return kept
@@ -269,8 +271,8 @@ def _descend(
 ) -> dict[str, list[float]]:
     recipe = mask.recipe
     make = torch.Generator().manual_seed(recipe.seed + 1000 * restart)
-    pull = torch.zeros(2, device=mask.own.device, requires_grad=True)  # the two multipliers
-    adam = torch.optim.Adam([mask.own, pull], lr=recipe.rate)
+    pull = torch.tensor([0.0, STIFF], device=mask.own.device, requires_grad=True)
+    adam = torch.optim.Adam([mask.own, pull], lr=recipe.rate, betas=(0.9, 0.95))
     history: dict[str, list[float]] = {"loss": [], "share": [], "undecided": []}
     before = 1 - float(mask.price().mean().detach())
     queue: list[int] = []
@@ -281,13 +283,14 @@ def _descend(
         index, queue = queue[: recipe.batch], queue[recipe.batch :]
         loss = objective(mask.draw(len(index) if per_row else None, make), index)
         share = mask.price().mean()
-        price = recipe.lam * share
+        price, missed = recipe.lam * share, 0.0
         if recipe.sparsity is not None:
             way = min(1.0, (step + 1) / (recipe.ramp * recipe.steps))
             asked = before + (recipe.sparsity - before) * way
             gap = 1 - share - asked
             price = pull[0] * gap + pull[1] * gap**2
             history.setdefault("asked", []).append(asked)
+            missed = abs(float(gap.detach()))
         _check(float(loss.detach()), step)
         # The multipliers climb: they grow while the sparsity is missed.
         grads = torch.autograd.grad(loss + price, [mask.own, pull], allow_unused=True)
@@ -300,7 +303,8 @@ def _descend(
         history["undecided"].append(undecided)
         tick(step + 1)
         kept = float((mask.values() > 0.5).float().mean())
-        if step + 1 >= recipe.ramp * recipe.steps and undecided < recipe.settled * kept:
+        late = step + 1 >= recipe.ramp * recipe.steps and missed < NEAR
+        if late and undecided < recipe.settled * kept:
             break
     mask.settle(1.0)
     return history

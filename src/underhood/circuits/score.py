@@ -63,6 +63,12 @@ def edge_scores(
     """
     if method not in METHODS:
         raise UsageError("no such method", given=method, do=f"use {', '.join(METHODS)}")
+    if method in POINT and not metric.differentiable:
+        raise UsageError(
+            f"{metric.name} has no gradient",
+            given=f"method={method}, metric={metric.name}",
+            do='use method="exact", or metric="logit_diff"',
+        )
     if ablation != "resample" and method in ("eap-ig", "clean-corrupted", "relp"):
         raise UsageError(
             f"{method} has no meaning under {ablation} ablation",

@@ -41,17 +41,8 @@ def run(
         _Many,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
     ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep finished cells of a sweep here; the same call goes on with them.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what the sweeps would take; run none of them."),
-    ] = False,
+    keep: options.Keep = None,
+    dry_run: options.DryRun = False,
     output: options.Output = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -35,10 +35,11 @@ from underhood.core.taps.modules import first_tensor, replace_first
 from underhood.core.taps.patches import evaluating
 from underhood.core.tokens import Tokens
 
-__all__ = ["CannotShare", "Growing", "groups", "why_not"]
+__all__ = ["CannotShare", "Growing", "groups", "pays", "why_not"]
 
 TOLERANCE = 1e-4  # of the largest logit: the unedited row against a bare pass
 ROUNDINGS = 4  # the same in steps of the model's own precision, where that is coarser
+MARGIN = 1.5  # whole rows must be this much cheaper to be preferred
 OVERHEAD = 300  # what a pass costs by itself, in row-columns of one layer
 
 
@@ -133,6 +134,23 @@ def groups(plans: Sequence[Plan], length: int, layers: int, rows: int) -> list[l
         found = [cells[i : i + rows] for i in range(0, len(cells), rows)] + found
         end = cut[end]
     return found
+
+
+def pays(plans: Sequence[Plan], lengths: Sequence[int], layers: int, rows: int) -> bool:
+    """Whether sharing is worth it: many prompts with few cells each are quicker as whole rows.
+
+    Prompts go through the engine one by one, and a pass has its price; both ways are priced as in
+    `groups`, and whole rows are preferred where they cost clearly less.
+    """
+    length, batch = max(lengths), len(lengths)
+    shared = 0
+    for cells in groups(plans, length, layers, rows):
+        start = min(_first_position(plans[c], length) for c in cells)
+        depth = sum(layers - _first_layer(plans[c]) for c in cells)
+        shared += (length - start) * (depth + layers) + OVERHEAD * layers
+    whole = len(plans) * batch
+    passes = -(-whole // rows)
+    return shared * batch <= MARGIN * layers * (whole * length + passes * OVERHEAD)
 
 
 class Growing:

@@ -33,7 +33,7 @@ from underhood.core.errors import (
     Stopped,
     UsageError,
 )
-from underhood.core.growing import CannotShare, Growing, groups, why_not
+from underhood.core.growing import CannotShare, Growing, groups, pays, why_not
 from underhood.core.model import Model
 from underhood.core.sweep_plain import Plain, edits_logits
 from underhood.core.sweep_size import Estimate, Fit, estimated, fitting
@@ -183,8 +183,20 @@ def estimate(
     plans, size = _checked(model, tokens, cells, batch_size, memory)
     tail = Tail(model, columns, whole=edits_logits(plans))
     fit = fitting(model, tokens, plans, tail, size, memory)
-    reason = why_not(model, plans, tokens.lengths) if share else "asked for"
+    reason = _why_plain(model, tokens, plans, fit.rows, share=share)
     return estimated(model, tokens, plans, tail, fit, reason)
+
+
+def _why_plain(
+    model: Model, tokens: Tokens, plans: Sequence[Plan], rows: int, *, share: bool
+) -> str | None:
+    """Why rows are run whole; None where they share their prefix."""
+    if not share:
+        return "asked for"
+    reason = why_not(model, plans, tokens.lengths)
+    if reason is None and not pays(plans, tokens.lengths, model.n_layers, rows):
+        return "few cells for each of many prompts"
+    return reason
 
 
 def _kept(
@@ -235,7 +247,7 @@ class _Sweep:
             self._before()
             plans = [self.plans[cell] for cell in todo]
             fit = fitting(self.model, self.tokens, plans, tail, size, memory)
-            reason = why_not(self.model, plans, self.tokens.lengths) if share else "asked for"
+            reason = _why_plain(self.model, self.tokens, plans, fit.rows, share=share)
             if reason is None:
                 try:
                     how, passes = self._shared(todo, tail, fit)

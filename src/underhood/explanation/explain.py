@@ -314,7 +314,11 @@ _TITLES = {
     "forms": (2, "Where the answer forms", "From which layer on is the answer readable?"),
     "writers": (3, "Who writes it", "Which parts write the answer into the last token, directly?"),
     "causes": (4, "Who causes it", "Which activations, moved over, bring the answer with them?"),
-    "circuit": (5, "The circuit and its proof", "Which connections suffice together, and is that more than chance?"),
+    "circuit": (
+        5,
+        "The circuit and its proof",
+        "Which connections suffice, and is that chance?",
+    ),
     "heads": (6, "What the important heads do", "Where do they look, and of what kind are they?"),
     "change": (7, "The change", "What does the model say when these heads are changed?"),
     "odd": (8, "What is odd", "Is there anything unusual inside, whatever the question?"),

@@ -119,7 +119,7 @@ def _python(family: str, function: Callable[..., Any], args: Any, kwargs: Any) -
     """The call as Python that can be pasted."""
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     parts = ["model"] + [
-        f"{name}={value!r}" if i else _short(value)
+        f"{name}={_short(value)}" if i else _short(value)
         for i, (name, value) in enumerate(list(bound.items())[1:])
     ]
     model = getattr(next(iter(bound.values())), "name", "")

@@ -1,6 +1,5 @@
 """What two circuits of one graph have in common: edges, nodes, heads, and how much chance gives."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch

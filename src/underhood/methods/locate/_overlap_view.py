@@ -116,8 +116,8 @@ def _repair_said(data: "xarray.Dataset", row: int) -> str:
         return f"{text} (no other heads to compare with)."
     high = float(np.nanmax(random))
     text += (
-        f" ({drawn} random sets of heads: {float(np.nanmean(random)):+.2f}, at most {high:+.2f}, and"
-        f" {_percent(np.nanmean(at['random_accuracy'].values))})"
+        f" ({drawn} random sets of heads: {float(np.nanmean(random)):+.2f}, at most {high:+.2f},"
+        f" and {_percent(np.nanmean(at['random_accuracy'].values))})"
     )
     if float(at["after"]) > max(high, float(at["before"])):
         return f"{text}: it helps."

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from underhood.circuits.circuit import Scores
+from underhood.circuits.wiring import Wiring
 from underhood.core.edit import Edit, Plan
-from underhood.core.errors import UsageError
+from underhood.core.errors import NotOffered, UsageError
 from underhood.core.model import Model
 from underhood.core.ops import attend, scale, zero
 from underhood.core.site import Site
@@ -27,7 +28,10 @@ from underhood.core.sweep import rows_per_pass
 from underhood.core.tokens import Tokens, Where
 from underhood.data import EncodedPairs, Metric, Pairs
 
-__all__ = ["Bench", "Head", "Repaired", "plan_of", "repair_plan", "same_layers", "use_of"]
+__all__ = [
+    "Bench", "Head", "Repaired", "check_attention", "plan_of", "repair_plan", "same_layers",
+    "use_of",
+]  # fmt: skip
 
 Head = tuple[int, int]
 """Layer and number of a head."""
@@ -103,6 +107,22 @@ def plan_of(
         for spots, some in together.items():
             edits.append(Edit(site, attend(only=spots), Where(-1, rows=some)))
     return Plan(edits)
+
+
+def check_attention(wiring: Wiring) -> None:
+    """Refuse, before anything is run, a push that this model's attention does not allow."""
+    model = wiring.model
+    for writer in wiring.graph.writers:
+        if writer.kind != "heads":
+            continue
+        for name in ("scores", "pattern"):
+            if not model.offers(site := Site(name, writer.layer, stack=model.main)):
+                raise NotOffered(
+                    "this model's heads cannot be told where to look",
+                    given=str(site),
+                    why=f"it does not offer {name}",
+                    do='use push="scale", or repair=0',
+                )
 
 
 def spots_of(pairs: EncodedPairs, which: str) -> list[tuple[int, ...]]:

@@ -32,7 +32,7 @@ from underhood.view import Result, View, group, lines, sentences, table
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Proof", "circuit", "prove"]
+__all__ = ["Proof", "choose_circuit", "circuit", "prove", "split_prompts"]
 
 By = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
 Cut = Literal["resample", "mean", "mean-position", "zero"]
@@ -149,10 +149,10 @@ def circuit(
         raise OutOfRange("a share lies below 1", given=f"{held_out}, {draws}", do="held_out=0.5")
     encoded = pairs.encode(model)
     wiring = Wiring(model)
-    train, test = _split(encoded, held_out, seed)
+    train, test = split_prompts(encoded, held_out, seed)
     options = {"by": by, "choose": choose, "target": target, "edges": edges,
                "threshold": threshold, "steps": steps}  # fmt: skip
-    scores, found = _choose(wiring, train, measure, ablation, batch_size, **options)
+    scores, found = choose_circuit(wiring, train, measure, ablation, batch_size, **options)
     judge = Judge(wiring, test, measure, ablation, batch_size)
     proof = prove(judge, scores, found, draws=draws, seed=seed, held_out=test is not train)
     return Result(
@@ -166,7 +166,9 @@ def circuit(
     )  # fmt: skip
 
 
-def _split(pairs: EncodedPairs, share: float, seed: int) -> tuple[EncodedPairs, EncodedPairs]:
+def split_prompts(
+    pairs: EncodedPairs, share: float, seed: int
+) -> tuple[EncodedPairs, EncodedPairs]:
     """Prompts to choose by and prompts to judge on."""
     n = len(pairs)
     out = round(share * n)
@@ -176,7 +178,7 @@ def _split(pairs: EncodedPairs, share: float, seed: int) -> tuple[EncodedPairs, 
     return pairs.rows(sorted(order[out:])), pairs.rows(sorted(order[:out]))
 
 
-def _choose(
+def choose_circuit(
     wiring: Wiring,
     pairs: EncodedPairs,
     metric: Metric,
@@ -190,6 +192,7 @@ def _choose(
     threshold: float,
     steps: int,
 ) -> tuple[Scores, Circuit]:
+    """Scores of some prompts, and the circuit chosen by them (options as in `circuit`)."""
     scores = edge_scores(
         wiring, pairs, metric, method=by, steps=steps, ablation=ablation, batch_size=batch_size
     )
@@ -280,8 +283,8 @@ def statements(proof: Proof, metric: Metric, target: float | None) -> list[str]:
     low, high = proof.interval
     span = "" if low != low else f" (95% over prompts: {low:.0%} to {high:.0%})"
     found = [
-        f"A circuit of {n} of the {total} edges ({n / total:.1%}) keeps {_percent(proof.f)} of what the"
-        f" contrast changes in {metric.name}{span}; random circuits of the same size keep"
+        f"A circuit of {n} of the {total} edges ({n / total:.1%}) keeps {_percent(proof.f)} of what"
+        f" the contrast changes in {metric.name}{span}; random circuits of the same size keep"
         f" {_percent(proof.random.mean())} (at most {_percent(proof.random.max())}).",
         f"All other edges together keep {_percent(proof.rest)} without it"
         + (" (completeness: nothing else does the job)." if abs(proof.rest) < 0.1 else
