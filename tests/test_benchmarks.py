@@ -11,7 +11,10 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-ROW = {"case", "what", "value", "unit", "seconds", "base_seconds", "bar", "runs"}
+ROW = {
+    "case", "what", "value", "unit", "seconds", "base_seconds", "bar", "runs", "bytes",
+    "base_bytes",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -34,10 +37,12 @@ def check_form(document: dict[str, Any], path: Path, name: str) -> None:
     assert {"processor", "cores", "system", "threads", "load_before", "versions"} == set(
         document["machine"]
     )
-    assert document["rows"]
+    assert document["rows"] or document["tables"]
     for row in document["rows"]:
         assert set(row) == ROW and row["unit"] in ("x", "s") and row["runs"] >= 1
-        assert row["seconds"] > 0 and isinstance(row["value"], float)
+        assert (row["seconds"] or row["bytes"]) > 0 and isinstance(row["value"], float)
+    for table in document["tables"]:
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
 
 
 def test_recording(script: Any, tmp_path: Path) -> None:
@@ -77,6 +82,54 @@ def test_imports(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "why" in failed["missing"]["underhood --help"]
 
 
+def test_circuits(script: Any, tmp_path: Path) -> None:
+    path = tmp_path / "circuits.json"
+    document = script("circuits").main(["--quick", "--threads", "1", "--out", str(path)])
+    check_form(document, path, "circuits")
+    assert {row["case"] for row in document["rows"]} == {"differ from 10", "differ from 0"}
+    compared = [r for r in document["rows"] if "over the published algorithm" in r["what"]]
+    assert bool(compared) != ("TransformerLens" in document["missing"])
+    assert ("479 edges: Pearson 1.0000" in document["about"]) == bool(compared)
+
+
+def test_two_scores_must_agree_before_they_are_compared(script: Any) -> None:
+    circuits = script("circuits")
+    scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(4, 5, dtype=torch.bool)
+    assert "20 edges: Pearson 1.0000" in circuits.agreement(scores, scores / circuits.PAIRS, real)
+    with pytest.raises(ValueError, match="do not compute the same"):
+        circuits.agreement(scores, -scores / circuits.PAIRS, real)
+
+
+def test_relevance(script: Any, tmp_path: Path) -> None:
+    path = tmp_path / "relevance.json"
+    document = script("relevance").main(["--quick", "--out", str(path)])
+    check_form(document, path, "relevance")
+    assert [table["title"] for table in document["tables"]] == [
+        "`attn_out`", "`mlp_out`", "`resid_pre`"
+    ]  # fmt: skip
+    for table in document["tables"]:
+        assert [row[0] for row in table["rows"]] == ["indirect_object", "induction"]
+        for row in table["rows"]:
+            estimates, chance = row[3:-1], row[-1]
+            assert all(-1 <= x <= 1 for x in estimates) and 0 < chance < max(estimates)
+
+
+def test_peak_memory_is_what_a_call_holds_at_once(script: Any) -> None:
+    common = script("common")
+    kept = torch.ones(1 << 20)  # held before: not counted
+
+    def call() -> torch.Tensor:
+        first = torch.ones(3 << 18)
+        del first
+        second = torch.ones(1 << 18)
+        return second + kept[: 1 << 18]
+
+    assert common.peak_bytes(call) == pytest.approx(3 << 20, rel=1e-3)
+    row = common.memory_against(call, lambda: torch.ones(3 << 17), case="c", what="w", bar=0.5)
+    assert row.value == pytest.approx(0.5, rel=1e-3) and row.seconds is None
+
+
 def test_pairs_take_turns(script: Any) -> None:
     common = script("common")
     calls: list[str] = []
@@ -106,7 +159,13 @@ def test_the_page_tells_a_missed_bar_and_a_busy_machine(script: Any) -> None:
         "name": "n", "title": "T", "about": "A", "rows": [row, {**row, "bar": 1.3}],
         "missing": {"peer": "not installed"}, "date": "D", "command": "C", "machine": machine,
     }  # fmt: skip
-    page = report.render([document])
+    held = {**row, "seconds": None, "base_seconds": None, "bytes": 5_000_000, "value": 0.5,
+            "base_bytes": 10_000_000}  # fmt: skip
+    table = {"title": "`mlp_out`", "columns": ["task", "AtP"], "rows": [["a", 0.123], ["b", None]]}
+    more = {**document, "rows": [held], "tables": [table]}
+    page = report.render([document, more, {**more, "rows": []}])
+    assert "| c | w | 5.0 MB | 10.0 MB | 0.500 x | ≤ 1.1 x | holds |" in page
+    assert "| task | AtP |\n|---|--:|\n| a | 0.12 |\n| b |  |" in page
     assert "| c | w | 12.0 ms | 10.0 ms | 1.200 x | ≤ 1.1 x | **missed** |" in page
     assert "| ≤ 1.3 x | holds |" in page
     assert "not measured: peer: not installed" in page and "read the numbers as rough" in page

@@ -62,7 +62,8 @@ def test_eap_is_the_derivative_of_the_mask(family, freeze, split_of, pairs_of, m
 
 
 @pytest.mark.parametrize(("by", "family"), [
-    *((by, family) for by in ("eap", "eap-ig", "relp") for family in MIXTURES),
+    *(("eap", family) for family in MIXTURES),
+    ("eap-ig", "qwen3_next"), ("relp", "mixtral"), ("relp", "gpt_oss"), ("relp", "jamba"),
     ("clean-corrupted", "qwen2_moe"), ("eap-ig-activations", "mixtral"),
     ("eap-ig-activations", "deepseek_v3"),
 ])  # fmt: skip
@@ -82,7 +83,7 @@ def test_scores_of_parts_sum_to_those_of_the_mixture(
 
 
 @FREE
-@EVERY
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "jamba"])
 def test_exact_effects_are_those_of_one_mask_per_edge(family, freeze, split_of, pairs_of, metric):
     wiring, pairs = split_of(family, freeze), pairs_of(family, 2)
     graph = wiring.graph

@@ -66,3 +66,14 @@ def test_what_is_written_sums_to_the_stream(family):
         and (b := getattr(model.module.get_submodule(w.o_proj), "bias", None)) is not None
     )
     torch.testing.assert_close(total + biases, last, atol=1e-4, rtol=1e-4)
+
+
+def test_a_norm_that_does_nothing_has_a_form() -> None:
+    """Wired models put `nn.Identity` where a norm was; every law still holds."""
+    model = uh.load("random/gpt2")
+    for block in model.module.transformer.h:
+        block.ln_1, block.ln_2 = torch.nn.Identity(), torch.nn.Identity()
+    again = uh.load(model.module)
+    assert again.check(torch.arange(8, 16)[None]).ok
+    scale = again.run(torch.arange(8, 16)[None], record="ln1_scale.1")["ln1_scale.1"]
+    assert bool((scale == 1).all())

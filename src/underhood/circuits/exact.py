@@ -1,7 +1,9 @@
 """Exact edge effects: what the metric loses when one edge alone carries the other run's value.
 
-Each edge is one edit, so all of them are one sweep: the reader's norm and projection are applied to
-its changed stream, and the model runs on from there. Edges into the logits need no pass at all.
+Each edge is one cell, so all of them are one sweep: the reader's norm and projection are applied to
+its changed stream, and the model runs on from there. Edges into the logits need no pass at all. An
+edge into a mixture's experts holds the router to its own choice, one into the router moves nothing
+else; with frozen routing all later routers are held too.
 This is the truth that attribution scores estimate.
 """
 
@@ -13,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from underhood.circuits.wiring import Wiring, Writes, last_logits
-from underhood.core.edit import Edit
+from underhood.core.edit import Edit, Plan
 from underhood.core.ops import call
+from underhood.core.parts import Reader
 from underhood.core.site import Site
 from underhood.core.sweep import sweep
 from underhood.core.tokens import Where
@@ -110,7 +113,12 @@ class _Prompt:
         self.base = float(read(self.now.logits))
         self.mixed = [wiring.mixed(i, self.now, self.other) for i in range(len(self.now.values))]
         taps = [Site("module_in", path=r.norm) if r.inside else r.tap for r in self.graph.readers]
-        _, run = last_logits(wiring.model, self.tokens, record=list(dict.fromkeys(taps)))
+        choices = {r.choice for r in self.graph.readers if r.choice is not None}
+        _, run = last_logits(
+            wiring.model, self.tokens, record=list(dict.fromkeys([*taps, *choices]))
+        )
+        self.choices = {site: run[site] for site in choices}
+        self.held = wiring.choices(self.tokens)
         shape = (1, self.tokens.ids.shape[1], -1)
         # OPT flattens rows and positions before its MLPs: an edit there cannot tell rows apart.
         self.flat = [run[tap].ndim < 3 for tap in taps]
@@ -134,7 +142,7 @@ class _Prompt:
         """Fill in the effects of this prompt; how they were swept, and in how many passes."""
         reader_of = {d: r for r in range(len(self.graph.readers)) for d in self.graph.read(r)}
         last = len(self.graph.readers) - 1
-        cells: list[Edit] = []
+        cells: list[Plan] = []
         numbers: list[int] = []
         ends: list[tuple[int, Tensor]] = []
         masked: list[int] = []
@@ -144,6 +152,8 @@ class _Prompt:
             apart = delta.abs().amax((0, 2)).nonzero()[:, 0]
             if not len(apart):
                 continue  # both runs write the same: exactly no effect
+            if self.graph.readers[reader].beside is not None and self.held:
+                continue  # a router that is held
             if reader == last:
                 ends.append((number, (self.streams[reader] + delta)[:, -1]))
                 continue
@@ -183,15 +193,26 @@ class _Prompt:
         cut[number] = 1
         return self.mixed[writer].change(cut)[:, :, 0]
 
-    def _cut(self, number: int, head: int, delta: Tensor, where: range) -> Edit:
-        """The edit that gives one reader its changed stream."""
+    def _cut(self, number: int, head: int, delta: Tensor, where: range) -> Plan:
+        """The edits that give one reader its changed stream, and routers what they are held to."""
         reader = self.graph.readers[number]
-        stream = self.streams[number] + delta
+        stream, spots = self.streams[number] + delta, Where(tuple(where))
+        if reader.beside is not None and reader.choice is not None:
+            moved = reader.logits(self.wiring.model, reader.normed(self.wiring.model, stream))
+            return Plan([Edit(reader.choice, call(lambda h: _tail(moved, h)), spots)])
+        held = {s: v for s, v in self.held.items() if (s.layer or 0) >= reader.layer}
+        if reader.choice is not None:
+            held[reader.choice] = self.choices[reader.choice]
+        edits = [Edit(s, call(lambda h, v=v: _tail(v, h)), spots) for s, v in held.items()]
+        return Plan([self._instead(reader, stream, head, spots), *edits])
+
+    def _instead(self, reader: Reader, stream: Tensor, head: int, spots: Where) -> Edit:
+        """The edit that gives one reader a stream of its own."""
         if not reader.module and not reader.inside:
-            return Edit(reader.tap, call(lambda h: _tail(stream, h)), Where(tuple(where)))
+            return Edit(reader.tap, call(lambda h: _tail(stream, h)), spots)
         normed = reader.normed(self.wiring.model, stream)
         if not reader.module:
-            return Edit(reader.tap, call(lambda h: _tail(normed, h)), Where(tuple(where)))
+            return Edit(reader.tap, call(lambda h: _tail(normed, h)), spots)
         weight, bias = self.wiring.columns(reader)
         made = normed @ weight[head] if bias is None else normed @ weight[head] + bias[head]
         columns = torch.tensor(reader.columns[head], device=made.device)
@@ -199,7 +220,7 @@ class _Prompt:
         def put(h: Tensor) -> Tensor:
             return h.index_copy(-1, columns, _tail(made, h[..., columns]))
 
-        return Edit(Site("module", path=reader.module), call(put), Where(tuple(where)))
+        return Edit(Site("module", path=reader.module), call(put), spots)
 
 
 def _tail(value: Tensor, like: Tensor) -> Tensor:

@@ -21,15 +21,16 @@ __all__ = ["flow_scores"]
 def flow_scores(wiring: Wiring, pairs: EncodedPairs) -> Float[Tensor, "source destination"]:
     """Importance of every edge in the clean runs: mean over positions, summed over prompts.
 
-    Heads under a norm count with their share of what the norm makes of their sum.
+    Heads under a norm count with their share of what the norm makes of their sum. An expert that a
+    token is not routed to brings nothing there.
     """
     graph = wiring.graph
     taps = [Site("module_in", path=r.norm) if r.inside else r.tap for r in graph.readers]
-    record = list(dict.fromkeys([*taps, *(w.site for w in graph.writers)]))
+    record = list(dict.fromkeys([*taps, *(site for w in graph.writers for site in w.sites)]))
     _, run = last_logits(wiring.model, pairs.clean, record=record)
     mask = pairs.clean.mask.to(wiring.model.device)
     written = [
-        wiring.additive(number, run[writer.site]) for number, writer in enumerate(graph.writers)
+        wiring.additive(number, writer.written(run)) for number, writer in enumerate(graph.writers)
     ]
     total = torch.zeros(graph.real.shape, dtype=torch.float64)
     for number, tap in enumerate(taps):

@@ -13,7 +13,10 @@ through W_O and through W_Q, W_K, W_V and the norm's own derivative for a few po
     J_norm^T y = (centre(gain y) - x^ mean(x^ . centre(gain y))) / scale
 
 So memory is that of one backward pass, grouped heads need no copies, and any attention kernel will
-do. A norm between heads and stream (Gemma 2, OLMo 2) is taken with its scale as each run has it,
+do. Where a mixture's experts and its router are two readers of one activation, each gets a branch
+and so a gradient of its own.
+
+A norm between heads and stream (Gemma 2, OLMo 2) is taken with its scale as each run has it,
 which makes heads add up exactly.
 
 Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form is ours.
@@ -21,7 +24,7 @@ Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -68,8 +71,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 class _Ends:
     """What one backward pass leaves: streams before the norms, and gradients behind them."""
 
-    streams: dict[Site, Tensor]
-    grads: dict[Site, Tensor]
+    streams: dict[Site, Tensor] = field(default_factory=dict)
+    grads: dict[Site, Tensor] = field(default_factory=dict)
+    inputs: dict[Site, Tensor] = field(default_factory=dict)  # what experts and router both read
 
 
 class Attributor:
@@ -155,6 +159,8 @@ class Attributor:
     def _put(self, number: int, value: Tensor) -> Edit:
         """A writer's output replaced by a value that gradients start from."""
 
+        value = self.wiring.whole(number, value)
+
         def put(now: Tensor) -> Tensor:
             return value.detach().reshape(now.shape).requires_grad_().clone()
 
@@ -165,12 +171,13 @@ class Attributor:
     def _backward(
         self, pairs: EncodedPairs, tokens: Tokens, edits: list[Edit], reference: Tensor
     ) -> _Ends:
-        seen = _Ends({}, {})
-        ends = {_end(r) for r in self.graph.readers}
+        seen = _Ends()
+        ends = {_end(r): r for r in self.graph.readers}
         streams = {Site("module_in", path=r.norm) if r.inside else r.tap
                    for r in self.graph.readers if r.inside or r.module}  # fmt: skip
-        watch = [Edit(site, call(_watch(site, seen, site in ends, site in streams)))
-                 for site in sorted(ends | streams, key=str)]  # fmt: skip
+        watch = [Edit(site, call(_watch(site, seen, ends.get(site), site in streams)))
+                 for site in sorted(ends.keys() | streams, key=str)]  # fmt: skip
+        watch += self.wiring.routing(tokens)
         with frozen(self.model.module), self._backward_rules():
             logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True)
             kept = reference if self.metric.uses_reference else None
@@ -232,14 +239,16 @@ class Attributor:
     def _sources(self, deltas: list[Tensor], some: Tensor) -> Float[Tensor, "source n d_model"]:
         parts = []
         for number, writer in enumerate(self.graph.writers):
-            value = deltas[number][some]
+            value = deltas[number][some].unflatten(-1, (writer.heads, -1))
             weight = self.wiring._weights[number]
-            if weight is not None:
-                value = torch.einsum("nhd,hdm->hnm", value.unflatten(-1, (len(weight), -1)), weight)
-                if writer.norm is not None:
-                    form = writer.norm[1]
-                    value = form.centre(value) * form.gain.to(value.dtype)
-            parts.append(value if value.ndim == 3 else value[None])
+            if weight is None:
+                parts.append(value.transpose(0, 1))
+                continue
+            value = torch.einsum("nhd,hdm->hnm", value, weight)
+            if writer.norm is not None:
+                form = writer.norm[1]
+                value = form.centre(value) * form.gain.to(value.dtype)
+            parts.append(value)
         return torch.cat(parts)
 
     def _destination(
@@ -274,7 +283,7 @@ def _end(reader: Reader) -> Site:
     return Site("module", path=reader.module) if reader.module else reader.tap
 
 
-def _watch(site: Site, seen: _Ends, end: bool, stream: bool) -> Callable[[Tensor], Tensor]:
+def _watch(site: Site, seen: _Ends, end: Reader | None, stream: bool) -> Callable[[Tensor], Tensor]:
     """Keep an activation: its value, or a point of the graph where a gradient is taken.
 
     What is kept and what the model goes on with are two tensors: some models change theirs in place
@@ -284,8 +293,12 @@ def _watch(site: Site, seen: _Ends, end: bool, stream: bool) -> Callable[[Tensor
     def watch(value: Tensor) -> Tensor:
         if stream:
             seen.streams[site] = value.detach().clone()
-        if not end:
+        if end is None:
             return value
+        if end.choice is not None and end.beside is None:
+            seen.inputs[site] = value
+        if end.beside is not None:  # past the experts' branch
+            value = seen.inputs[end.beside].reshape(value.shape)
         seen.grads[site] = value.view_as(value) if site.name == "module_in" else value
         return seen.grads[site] if site.name == "module_in" else value.clone()
 

@@ -5,6 +5,11 @@ and values `a3.h5<q>`, the MLPs `m3`, and `logits`. An edge reads `a1.h0->a3.h5<
 exist once per key/value head: in a model with grouped heads, `a3.h1<k>` is the second key/value
 head. A mixer without heads is one node `a3`.
 
+A mixture of experts is one node `m3`, or, with `experts=True`, its parts: sources `m3.e0`, `m3.e1`,
+... (what each routed expert adds, its weight in; nothing where a token is not routed to it) and
+`m3.s` (what else the MLP adds: shared experts; only where there are such); destinations `m3` (what
+experts read) and `m3<router>` (what the router reads).
+
 An edge leads from every writer to every later reader, because the stream is a sum and everything
 reads the sum. In a parallel block the MLP does not read the heads of its own block.
 """
@@ -22,6 +27,8 @@ from underhood.core.model import Model
 from underhood.core.parts import Reader, Writer, readers, writers
 
 __all__ = ["Graph"]
+
+MLPS = ("mlp", "experts", "router")  # kinds of parts that stand at the MLP's place in a block
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +54,20 @@ class Graph:
     name: str = ""
 
     @classmethod
-    def of(cls, model: Model) -> "Graph":
+    def of(cls, model: Model, *, experts: bool = False) -> "Graph":
         """The graph of a model.
 
+        Args:
+            model: The model.
+            experts: Whether a mixture's experts are nodes of their own. A pass then keeps what
+                each expert writes at each position, chosen or not.
+
         Raises:
-            NotOffered: Its stream is not a sum of what its parts write.
+            NotOffered: Its stream is not a sum of what its parts write, or (with `experts`) it has
+                no mixtures, or such that cannot be taken apart.
         """
-        reads, writes = readers(model), writers(model)  # these refuse models without such a stack
+        # These refuse models without such a stack.
+        reads, writes = readers(model, experts=experts), writers(model, experts=experts)
         blocks = model.anatomy.stacks[model.main].blocks
         parallel = tuple(block.parallel for block in blocks)
         return cls(tuple(writes), tuple(reads), parallel, model.name)
@@ -88,13 +102,13 @@ class Graph:
     def _writes_at(self, part: Writer) -> int:
         if part.kind == "input":
             return -1
-        late = part.kind == "mlp" and not self.parallel[part.layer]
+        late = part.kind in MLPS and not self.parallel[part.layer]
         return 2 * part.layer + late
 
     def _reads_at(self, part: Reader) -> int:
         if part.kind == "logits":
             return 2 * len(self.parallel)
-        late = part.kind == "mlp" and not self.parallel[part.layer]
+        late = part.kind in MLPS and not self.parallel[part.layer]
         return 2 * part.layer + late
 
     # Edges ---------------------------------------------------------------------------------------
@@ -170,14 +184,19 @@ class Graph:
 
     @cached_property
     def feeds(self) -> Bool[Tensor, "destination source"]:
-        """Which nodes a destination belongs to: a key/value head feeds all heads of its group."""
+        """Which nodes a destination belongs to: a key/value head feeds all heads of its group.
+
+        A router feeds its experts, and not what the MLP adds besides.
+        """
         found = torch.zeros(len(self.destinations), len(self.sources), dtype=torch.bool)
-        by_place = {(w.layer, w.kind == "mlp"): i for i, w in enumerate(self.writers)}
+        by_place = {(w.layer, w.kind in MLPS): i for i, w in enumerate(self.writers)}
         for number, reader in enumerate(self.readers):
-            writer = by_place.get((reader.layer, reader.kind == "mlp"))
+            writer = by_place.get((reader.layer, reader.kind in MLPS))
             if reader.kind == "logits" or writer is None:
                 continue
             mine, theirs = self.read(number), self.written(writer)
+            if reader.kind == "router":
+                theirs = range(theirs.start, theirs.start + reader.experts)
             share = max(1, len(theirs) // len(mine))
             for i, destination in enumerate(mine):
                 first = theirs.start + i * share
@@ -199,6 +218,9 @@ def _source_names(writer: Writer) -> list[str]:
         return [f"m{writer.layer}"]
     if writer.kind == "mixer":
         return [f"a{writer.layer}"]
+    if writer.kind == "experts":
+        experts = [f"m{writer.layer}.e{expert}" for expert in range(writer.heads - writer.rest)]
+        return [*experts, f"m{writer.layer}.s"] if writer.rest else experts
     return [f"a{writer.layer}.h{head}" for head in range(writer.heads)]
 
 
@@ -207,6 +229,8 @@ def _destination_names(reader: Reader) -> list[str]:
         return ["logits"]
     if reader.kind == "mlp":
         return [f"m{reader.layer}"]
+    if reader.kind == "router":
+        return [f"m{reader.layer}<router>"]
     if reader.kind == "mixer":
         return [f"a{reader.layer}"]
     return [f"a{reader.layer}.h{head}<{reader.kind}>" for head in range(reader.heads)]

@@ -36,7 +36,9 @@ def _config(model: Model, graph: Graph) -> dict[str, Any]:
             "MIB's files have no place for this model's parts",
             given=repr(graph),
             why="they know heads with queries, keys and values, and one MLP, in every layer",
-            do="keep the scores with uh's own results",
+            do="make the graph with experts=False"
+            if "experts" in kinds
+            else "keep the scores with uh's own results",
         )
     return {
         "n_layers": model.n_layers,

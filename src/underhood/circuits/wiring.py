@@ -13,6 +13,13 @@ through them, which is how masks are trained.
 The model's own modules run, whatever attention kernel they use. Only a head's q, k and v are made
 again: from its own stream, through the model's norm, with its columns of the model's projection.
 
+A mixture's experts and its router may be readers of their own (`Graph.of(model, experts=True)`);
+what the router chooses follows from its own stream, as everything else does. With
+`freeze_routing` every router keeps to the logits that it has in the unedited run of the prompts of
+the pass: edges then act through what is computed, not through who computes it, and edges into
+routers do nothing. Both ends stay what they are: all edges kept is the model's own run, all cut the
+other run.
+
 Where heads write through a norm of their sum (Gemma 2, OLMo 2), what they write is not additive:
 a reader is then given the norm of the mixed sum, which is exact too.
 
@@ -27,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from underhood.circuits.graph import Graph
+from underhood.circuits.mixtures import prove_mixtures, routers_of, stream_around
 from underhood.core.edit import Edit
 from underhood.core.model import Model
 from underhood.core.ops import call
@@ -48,7 +56,8 @@ class Writes:
     """What every writer writes in some runs; heads are kept as the projection's input.
 
     Attributes:
-        values: One tensor per writer: `[rows, pos, d_model]`, for heads `[rows, pos, head*d_head]`.
+        values: One tensor per writer: `[rows, pos, d_model]`, for heads `[rows, pos, head*d_head]`,
+            for experts `[rows, pos, source*d_model]`.
         logits: The runs' logits at the last token.
     """
 
@@ -98,6 +107,11 @@ class Wiring:
     Args:
         model: The model; it is not changed.
         graph: Its graph; made if not given.
+        freeze_routing: Whether routers choose as in the unedited run of the same prompts, whatever
+            is cut; else each chooses by its own stream.
+
+    Raises:
+        NotOffered: `freeze_routing`, and there are no routers.
 
     Example:
         >>> import underhood as uh
@@ -111,8 +125,14 @@ class Wiring:
         True
     """
 
-    def __init__(self, model: Model, graph: Graph | None = None) -> None:
+    def __init__(
+        self, model: Model, graph: Graph | None = None, *, freeze_routing: bool = False
+    ) -> None:
         self.model, self.graph = model, graph or Graph.of(model)
+        self.freeze_routing = freeze_routing
+        self._routers = routers_of(model) if freeze_routing else []
+        self._held: tuple[Tokens, dict[Site, Tensor]] | None = None
+        self._proven = not any(w.kind == "experts" for w in self.graph.writers)
         self._weights = [w.weight(model) if w.kind == "heads" else None for w in self.graph.writers]
         self._columns = {
             (r.module, r.kind): r.weight(model) for r in self.graph.readers if r.module
@@ -120,9 +140,16 @@ class Wiring:
 
     def writes(self, tokens: Tokens) -> Writes:
         """What every writer writes in the unedited runs of some prompts."""
-        sites = [w.site for w in self.graph.writers]
+        sites = [site for w in self.graph.writers for site in w.sites]
+        if not self._proven:
+            sites += [tap for r in self.graph.readers if r.beside for tap in (r.tap, r.beside)]
+            ends = [site for w in self.graph.writers if w.slots for site in stream_around(w)]
+            sites += [site for site in ends if self.model.offers(site)]
         logits, run = last_logits(self.model, tokens, record=sites)
-        return Writes([run[site] for site in sites], logits)
+        if not self._proven:
+            prove_mixtures(self.graph, run)
+            self._proven = True
+        return Writes([w.written(run) for w in self.graph.writers], logits)
 
     def rows_per_pass(self, columns: int) -> int:
         """How many rows fit into `BUDGET` bytes."""
@@ -145,26 +172,41 @@ class Wiring:
             keep: `[source, destination]`, or one for each row. Pairs that are no edge are ignored.
             grad: Keep the graph, so that gradients reach `keep`.
 
-        Cost: one forward, and the norms and projections of every head whose edges are cut.
+        Cost: one forward, and the norms and projections of every head whose edges are cut. With
+        frozen routing one more forward for new prompts.
         """
         state = _Pass(keep.to(self.model.device), other)
-        edits = [self._watch(number, state) for number in range(len(self.graph.writers))]
+        edits = [e for number in range(len(self.graph.writers)) for e in self._watch(number, state)]
         edits += self._reroute(state)
+        edits += self.routing(tokens)
         return last_logits(self.model, tokens, edits, grad=grad)[0]
 
     # What is written -----------------------------------------------------------------------------
 
-    def _watch(self, number: int, state: _Pass) -> Edit:
+    def _watch(self, number: int, state: _Pass) -> list[Edit]:
         """Keep what a writer writes in this pass (the activation itself stays as it is)."""
+        writer = self.graph.writers[number]
+        held: list[tuple[Tensor, Tensor]] = []
+
+        def slots(value: Tensor, index: Tensor) -> Tensor:
+            held.append((value, index))
+            return value
 
         def watch(value: Tensor) -> Tensor:
             # A copy: Falcon adds to what its MLP wrote, in place.
             seen, theirs = value.clone(), state.other.values[number]
+            seen = writer.spread(*held.pop(), seen) if held else seen
             seen = seen.view(-1, *theirs.shape[1:]) if seen.ndim != theirs.ndim else seen
             state.mixed.append(self._mixed(number, seen, theirs))
             return value
 
-        return Edit(self.graph.writers[number].site, call(watch))
+        edits = [Edit(writer.slots[0], call(slots, slots=True))] if writer.slots else []
+        return [*edits, Edit(writer.site, call(watch))]
+
+    def whole(self, number: int, value: Tensor) -> Tensor:
+        """What a writer writes as its site has it: for experts, the sum of what each adds."""
+        slots = self.graph.writers[number].slots
+        return self.split(number, value).sum(2) if slots else value
 
     def mixed(self, number: int, now: Writes, other: Writes) -> Mixed:
         """A writer's outputs in two runs, ready to be mixed."""
@@ -182,7 +224,7 @@ class Wiring:
         """What each source of a writer writes, before any norm of the sum."""
         weight = self._weights[number]
         if weight is None:
-            return value[:, :, None]
+            return value.unflatten(-1, (self.graph.writers[number].heads, -1))
         return torch.einsum("bphd,hdm->bphm", value.unflatten(-1, (len(weight), -1)), weight)
 
     def additive(self, number: int, value: Tensor) -> Float[Tensor, "rows pos source d_model"]:
@@ -200,6 +242,24 @@ class Wiring:
             return None, None
         bias = getattr(self.model.module.get_submodule(writer.o_proj), "bias", None)
         return self.model.module.get_submodule(writer.norm[0]).forward, bias
+
+    # Who is chosen -------------------------------------------------------------------------------
+
+    def choices(self, tokens: Tokens) -> dict[Site, Float[Tensor, "rows pos expert"]]:
+        """With frozen routing: every router's logits in the unedited run of some prompts."""
+        if not self.freeze_routing:
+            return {}
+        if self._held is None or not _same(self._held[0], tokens):
+            _, run = last_logits(self.model, tokens, record=self._routers)
+            self._held = tokens, {site: run[site] for site in self._routers}
+        return self._held[1]
+
+    def routing(self, tokens: Tokens) -> list[Edit]:
+        """With frozen routing: edits that give routers the logits of the unedited run."""
+        return [
+            Edit(site, call(lambda h, value=value: value.view(h.shape)))
+            for site, value in self.choices(tokens).items()
+        ]
 
     # What is read --------------------------------------------------------------------------------
 
@@ -239,12 +299,15 @@ class Wiring:
 
         def instead(value: Tensor) -> Tensor:
             missing = self._missing(number, state)
-            if missing is None:
+            # What comes to a router was made for the experts: it may be another stream.
+            if missing is None and reader.beside is None:
                 return value
-            if not reader.inside:
+            if missing is not None and not reader.inside:
                 return value + missing[:, :, 0].reshape(value.shape)
-            stream = state.streams[f"module_in:{reader.norm}"].view(*missing.shape[:2], -1)
-            return reader.normed(self.model, stream + missing[:, :, 0]).reshape(value.shape)
+            stream = state.streams[f"module_in:{reader.norm}"]
+            if missing is not None:
+                stream = stream.view(*missing.shape[:2], -1) + missing[:, :, 0]
+            return reader.normed(self.model, stream).reshape(value.shape)
 
         return instead
 
@@ -296,3 +359,8 @@ def last_logits(
     run = model.run(given, record=record, edits=edits, grad=grad)
     rows = torch.arange(len(last), device=run.logits.device)
     return run.logits[rows, last.to(run.logits.device)], run
+
+
+def _same(one: Tokens, other: Tokens) -> bool:
+    ids, mask = (torch.equal(a, b) for a, b in ((one.ids, other.ids), (one.mask, other.mask)))
+    return ids and mask

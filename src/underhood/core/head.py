@@ -31,15 +31,19 @@ class NormForm:
         bias: `[d]`.
         centred: Whether the mean is taken out first (LayerNorm).
         eps: What is added under the root.
+        still: A norm that does nothing (`nn.Identity`): its scale is 1.
     """
 
     gain: Tensor
     bias: Tensor
     centred: bool
     eps: float
+    still: bool = False
 
     def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
         """The denominator at `x`."""
+        if self.still:
+            return torch.ones_like(x[..., :1], dtype=torch.float64)
         y = self.centre(x.double())
         return (y.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
@@ -58,6 +62,9 @@ def norm_form(norm: nn.Module, width: int) -> NormForm:
     Raises:
         NotOffered: The module is not such a norm (the third probe disagrees).
     """
+    if isinstance(norm, nn.Identity):
+        one = torch.ones(width, dtype=torch.float64)
+        return NormForm(one, torch.zeros_like(one), False, 0.0, still=True)
     first = next(norm.parameters(), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.float32
     make = torch.Generator().manual_seed(0)

@@ -9,26 +9,29 @@ A head's q, k and v read the stream through a norm and their columns of a projec
 these, so that a head can be given a stream of its own without copying weights:
 
     q_h = norm(stream_h) @ W[:, columns_h] + b[columns_h]
+
+A mixture of experts is one MLP, or, if asked for, its parts: as writers each routed expert (its
+weight in, nothing where a token is not routed to it) and the rest (shared experts); as readers the
+experts and, by itself, the router that chooses among them.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from underhood.core.anatomy import NAMES, Attention, Block
+from underhood.core.anatomy import NAMES, Block
+from underhood.core.columns import columns_of
 from underhood.core.errors import NotOffered
 from underhood.core.head import NormForm, norm_form
 from underhood.core.model import Model
+from underhood.core.run import Run
 from underhood.core.site import Site
+from underhood.core.taps.experts import router_logits
 from underhood.core.taps.modules import weight_in_out
 
 __all__ = ["Reader", "Writer", "readers", "writers"]
-
-# How a fused projection's columns lie: all queries, keys, values one after the other, or head by
-# head. `core.check` compares them with the values that the attention really uses.
-FUSED = {"c_attn": "sections", "qkv_proj": "sections", "query_key_value": "heads"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,16 @@ class Writer:
     """What one part adds to the stream.
 
     Attributes:
-        kind: "input", "heads", "mixer" or "mlp".
+        kind: "input", "heads", "mixer", "mlp" or "experts".
         layer: Its block (-1 for the input).
         site: Where it is read: what is added, or for heads the input of the output projection.
-        heads: Number of heads (1 for whatever has none).
+        heads: Number of heads or experts (1 for whatever has none), the rest counted as one.
         o_proj: For heads, the path of the output projection.
         norm: For heads, path and form of a norm between them and the stream, if there is one.
-        scale: For heads, what the block multiplies their sum by.
+        scale: For heads and experts, what the block multiplies their sum by.
+        rest: For experts, whether the MLP adds something else too.
+        slots: For experts, the sites of what each slot adds and of the expert in it; `site` is
+            their sum.
     """
 
     kind: str
@@ -52,6 +58,43 @@ class Writer:
     o_proj: str = ""
     norm: tuple[str, NormForm] | None = None
     scale: float = 1.0
+    rest: bool = False
+    slots: tuple[Site, Site] | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What must be recorded to know what it writes."""
+        return (self.site, *(self.slots or ()))
+
+    def written(self, run: Run) -> Float[Tensor, "batch pos written"]:
+        """What it writes in a run: `[batch, pos, d_model]`, for experts `[.., source*d_model]`."""
+        if self.slots is None:
+            return run[self.site]
+        out, index = self.slots
+        return self.spread(run[out], run[index], run[self.site])
+
+    def spread(
+        self,
+        out: Float[Tensor, "batch pos slot d_model"],
+        index: Int[Tensor, "batch pos slot"],
+        whole: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos written"]:
+        """What each expert adds, one after the other, and the rest of what the MLP adds.
+
+        Args:
+            out: What each slot adds.
+            index: Which expert is in it; one that is out of range adds nothing.
+            whole: What the MLP adds in all.
+        """
+        experts = self.heads - self.rest
+        if self.scale != 1.0:
+            out = out * self.scale
+        index = torch.where((index >= 0) & (index < experts), index, experts)
+        each = out.new_zeros(*out.shape[:-2], experts + 1, out.shape[-1])
+        each = each.scatter_add(-2, index[..., None].expand_as(out), out)[..., :experts, :]
+        if self.rest:
+            each = torch.cat([each, (whole - each.sum(-2))[..., None, :]], -2)
+        return each.flatten(-2)
 
     def weight(self, model: Model) -> Float[Tensor, "head d_head d_model"]:
         """The output projection, head by head, scale included."""
@@ -65,7 +108,7 @@ class Reader:
     """What one part takes from the stream.
 
     Attributes:
-        kind: "q", "k", "v", "mixer", "mlp" or "logits".
+        kind: "q", "k", "v", "mixer", "mlp", "router" or "logits".
         layer: Its block (the number of blocks for the logits).
         tap: `module_in:` site where the stream (or what `norm` made of it) passes.
         norm: Path of the norm between stream and part ("" where there is none).
@@ -73,6 +116,9 @@ class Reader:
         heads: Number of heads (1 for whatever has none).
         module: For q, k and v, the path of the projection.
         columns: For q, k and v, the projection's columns, head by head.
+        beside: For a router, the tap of the experts: its own input is made from theirs.
+        choice: For a router and its experts, the site of the router's logits.
+        experts: For a router, how many experts it chooses from.
     """
 
     kind: str
@@ -83,6 +129,15 @@ class Reader:
     heads: int = 1
     module: str = ""
     columns: tuple[tuple[int, ...], ...] = ()
+    beside: Site | None = None
+    choice: Site | None = None
+    experts: int = 0
+
+    def logits(self, model: Model, normed: Tensor) -> Float[Tensor, "batch pos expert"]:
+        """A router's logits for an input of its own, past any hooks."""
+        router = model.module.get_submodule(self.tap.path)
+        found = router_logits(router, self.experts, normed.flatten(0, 1))
+        return found.view(*normed.shape[:2], -1)
 
     def normed(self, model: Model, stream: Tensor) -> Tensor:
         """A stream through the part's norm, past any hooks."""
@@ -108,20 +163,25 @@ class Reader:
         return weight, bias.detach()[index] if isinstance(bias, Tensor) else None
 
 
-def writers(model: Model) -> list[Writer]:
+def writers(model: Model, *, experts: bool = False) -> list[Writer]:
     """Everything that adds to the main stream, in order.
 
+    Args:
+        model: The model.
+        experts: Take mixtures apart.
+
     Raises:
-        NotOffered: The stream is not a sum of what its parts write.
+        NotOffered: The stream is not a sum of what its parts write, or (with `experts`) there are
+            no mixtures, or such that cannot be taken apart.
     """
-    stack = _stack(model)
+    stack = _stack(model, experts=experts)
     found = [Writer("input", -1, Site("resid_pre", 0, stack=model.main))]
     for number, block in enumerate(stack):
-        found += _block_writers(model, number, block)
+        found += _block_writers(model, number, block, experts=experts)
     return found
 
 
-def _stack(model: Model) -> tuple[Block, ...]:
+def _stack(model: Model, *, experts: bool) -> tuple[Block, ...]:
     stack = model.anatomy.stacks.get(model.main)
     if stack is None or len(model.anatomy.stacks) > 1:
         raise NotOffered(
@@ -140,18 +200,60 @@ def _stack(model: Model) -> tuple[Block, ...]:
             " what its parts write",
             do="use activation_patching or attribution_patching, which work on single nodes",
         )
+    if experts and not any(block.experts for block in stack.blocks):
+        raise NotOffered(
+            "there are no experts in this model",
+            given=repr(model),
+            why="its MLPs are dense, or mixtures of a kind that is not recognised",
+            do="use experts=False",
+        )
     return stack.blocks
 
 
-def _block_writers(model: Model, number: int, block: Block) -> list[Writer]:
+def _block_writers(model: Model, number: int, block: Block, *, experts: bool) -> list[Writer]:
     found: list[Writer] = []
     site = Site("attn_out", number, stack=model.main)
     if model.offers(site):
         found.append(_heads(model, number, block) or Writer("mixer", number, site))
     site = Site("mlp_out", number, stack=model.main)
     if model.offers(site):
-        found.append(Writer("mlp", number, site))
+        split = experts and block.experts is not None
+        found.append(_mixture(model, number, block) if split else Writer("mlp", number, site))
     return found
+
+
+def _mixture(model: Model, number: int, block: Block) -> Writer:
+    """The experts of a block.
+
+    Raises:
+        NotOffered: They cannot be taken apart, or what they add enters the stream otherwise.
+    """
+    modules = dict(model.module.named_modules())
+    spec, point, mlp = block.experts, block.points["mlp_out"], _mlp(block, modules)
+    why = None
+    if spec is None or spec.experts is None or spec.router is None or not spec.count:
+        why = "its router, or its experts one by one, cannot be tapped"
+    elif point.path != mlp:
+        why = "a norm of their sum, or another module, stands between the experts and the stream"
+    elif not all(path.startswith(f"{mlp}.") for path in (spec.router, spec.experts)):
+        why = "its router is no part of the MLP, and may read something else"
+    elif not _mlp_norm(block, modules):
+        why = "the norm between the stream and the experts is not known"
+    if spec is None or why:
+        raise NotOffered(
+            f"the mixture in layer {number} cannot be taken apart into edges",
+            given=repr(model),
+            why=why or "it is no mixture",
+            do="use experts=False: the mixture is then one node",
+        )
+    inner = tuple(
+        f"{path.removeprefix(f'{mlp}.')}." for path in (spec.router, spec.experts) if path
+    )
+    rest = any(not name.startswith(inner) for name, _ in modules[mlp].named_parameters())
+    whole, *slots = (Site(n, number, stack=model.main)
+                     for n in ("mlp_out", "expert_out", "router_index"))  # fmt: skip
+    return Writer("experts", number, whole, spec.count + rest, scale=point.scale, rest=rest,
+                  slots=(slots[0], slots[1]))  # fmt: skip
 
 
 def _heads(model: Model, number: int, block: Block) -> Writer | None:
@@ -171,16 +273,23 @@ def _heads(model: Model, number: int, block: Block) -> Writer | None:
     return Writer("heads", number, site, spec.heads, spec.o_proj, norm, outer.scale)
 
 
-def readers(model: Model) -> list[Reader]:
+def readers(model: Model, *, experts: bool = False) -> list[Reader]:
     """Everything that reads the main stream, in order; the logits come last.
 
+    Args:
+        model: The model.
+        experts: Let a mixture's router read by itself.
+
     Raises:
-        NotOffered: The stream is not a sum of what its parts write.
+        NotOffered: The stream is not a sum of what its parts write, or (with `experts`) there are
+            no mixtures.
     """
-    blocks = _stack(model)
+    blocks = _stack(model, experts=experts)
     found: list[Reader] = []
     for number, block in enumerate(blocks):
         found += _block_readers(model, number, block)
+        if "mlp_out" in block.points:
+            found += _mlp_readers(model, number, block, experts=experts)
     norm = model.anatomy.stacks[model.main].points.get("ln_final")
     path = norm.path if norm else model.anatomy.head
     if path is None:
@@ -204,22 +313,39 @@ def _block_readers(model: Model, number: int, block: Block) -> list[Reader]:
         outer = spec.core if spec else (block.scan.path if block.scan else "")
         outer = outer or _outer(block, modules)
         tap = Site("module_in", path=first or outer)
-        split = _projections(model, spec) if spec else None
+        split = columns_of(model, spec) if spec else None
         if split is None:
             found.append(Reader("mixer", number, *_alone(tap, first, block, outer)))
         for kind, (path, columns) in (split or {}).items():
             found.append(Reader(kind, number, tap, first, False, len(columns), path, columns))
-    if "mlp_out" in block.points:
-        second = next(
-            (p for n in NAMES["ln2"] if (p := f"{block.path}.{n}") in modules), ""
-        ) if block.norm_first else ""  # fmt: skip
-        second = block.points["ln2"].path if "ln2" in block.points else second
-        if second and second != first:
-            found.append(Reader("mlp", number, Site("module_in", path=second), second))
-        else:
-            inner = Site("module_in", path=_mlp(block, modules))
-            found.append(Reader("mlp", number, inner, first, bool(first)))
     return found
+
+
+def _mlp_readers(model: Model, number: int, block: Block, *, experts: bool) -> list[Reader]:
+    modules = dict(model.module.named_modules())
+    norm, spec = _mlp_norm(block, modules), block.experts
+    first = block.points["ln1"].path if "ln1" in block.points else ""
+    inner = Site("module_in", path=_mlp(block, modules))
+    if experts and spec is not None and spec.router:
+        choice = Site("router_logits", number, stack=model.main)
+        tap = Site("module_in", path=spec.router)
+        return [
+            Reader("mlp", number, inner, norm, bool(norm), choice=choice),
+            Reader("router", number, tap, norm, bool(norm), beside=inner, choice=choice,
+                   experts=spec.count),
+        ]  # fmt: skip
+    if norm and norm != first:
+        return [Reader("mlp", number, Site("module_in", path=norm), norm)]
+    return [Reader("mlp", number, inner, norm, bool(norm))]
+
+
+def _mlp_norm(block: Block, modules: dict[str, nn.Module]) -> str:
+    """Path of the norm before the MLP, perhaps that of the attention; "" where there is none."""
+    if "ln2" in block.points:
+        return block.points["ln2"].path
+    paths = [f"{block.path}.{n}" for n in NAMES["ln2"]] if block.norm_first else []
+    second = next((p for p in paths if p in modules), "")
+    return second or (block.points["ln1"].path if "ln1" in block.points else "")
 
 
 def _alone(tap: Site, norm: str, block: Block, outer: str) -> tuple[Site, str, bool]:
@@ -239,55 +365,3 @@ def _mlp(block: Block, modules: dict[str, nn.Module]) -> str:
     """Path of the block's MLP."""
     paths = [f"{block.path}.{n}" for n in NAMES["mlp"]]
     return next((p for p in paths if p in modules), block.points["mlp_out"].path)
-
-
-def _projections(
-    model: Model, spec: Attention
-) -> dict[str, tuple[str, tuple[tuple[int, ...], ...]]] | None:
-    """Paths and columns of a head's q, k and v; None when they are not known."""
-    if spec.heads is None:
-        return None
-    kv = spec.kv_heads or spec.heads
-    counts = {"q": spec.heads, "k": kv, "v": kv}
-    if all(f"{letter}_proj" in spec.projections for letter in "qkv"):
-        found = {}
-        for letter, heads in counts.items():
-            path = spec.projections[f"{letter}_proj"]
-            width = weight_in_out(model.module.get_submodule(path)).shape[1]
-            if width % heads:
-                return None
-            found[letter] = path, _rows(torch.arange(width), heads)
-        return found
-    for name, layout in FUSED.items():
-        path = f"{spec.core}.{name}"
-        try:
-            module = model.module.get_submodule(path)
-        except AttributeError:
-            continue
-        return (
-            _fused(path, weight_in_out(module).shape[1], counts, layout) if spec.interface else None
-        )
-    return None
-
-
-def _fused(
-    path: str, width: int, counts: dict[str, int], layout: str
-) -> dict[str, tuple[str, tuple[tuple[int, ...], ...]]] | None:
-    """Columns of a fused projection."""
-    total = sum(counts.values())
-    if width % total or (layout == "heads" and counts["q"] != counts["k"]):
-        return None
-    columns = torch.arange(width)
-    if layout == "heads":
-        parts = columns.view(counts["q"], 3, -1).unbind(1)
-    else:
-        size = width // total
-        parts = columns.split([n * size for n in counts.values()])
-    return {
-        letter: (path, _rows(part.flatten(), counts[letter]))
-        for letter, part in zip("qkv", parts, strict=True)
-    }
-
-
-def _rows(columns: Tensor, heads: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in columns.view(heads, -1).tolist())
