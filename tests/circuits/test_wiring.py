@@ -170,3 +170,15 @@ def test_gpt2_small_has_the_published_number_of_edges():
 
     config = GPT2Config(n_layer=12, n_head=12, n_embd=24, vocab_size=100, n_positions=16)
     assert Graph.of(uh.load(GPT2LMHeadModel(config))).n_edges == 32_491
+
+
+def test_a_part_that_nobody_knows_is_noticed():
+    """A block that rescales its stream: the parts no longer sum, and the first run says so."""
+    model = uh.load("random/llama")
+    block = model.module.get_submodule("model.layers.1")
+    handle = block.register_forward_hook(lambda _m, _a, out: out * 1.1)
+    try:
+        with pytest.raises(NotOffered, match="not the sum of what its known parts write"):
+            Wiring(model).writes(model.text.of_ids(torch.arange(8, 16)[None], None))
+    finally:
+        handle.remove()

@@ -30,12 +30,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from underhood.circuits.graph import Graph
 from underhood.circuits.mixtures import prove_mixtures, routers_of, stream_around
 from underhood.core.edit import Edit
+from underhood.core.errors import NotOffered
 from underhood.core.model import Model
 from underhood.core.ops import call
 from underhood.core.parts import Reader, Writer
@@ -45,7 +46,7 @@ from underhood.core.tokens import Tokens
 
 __all__ = ["Mixed", "Wiring", "Writes", "last_logits"]
 
-BUDGET = 1 << 30  # bytes that the sources and streams of one pass may take
+BUDGET = 1 << 28  # bytes that the sources and streams of one pass may take
 
 Keep = Float[Tensor, "*rows source destination"]
 """1 where an edge carries this pass's own value, 0 where it carries the other run's."""
@@ -59,15 +60,18 @@ class Writes:
         values: One tensor per writer: `[rows, pos, d_model]`, for heads `[rows, pos, head*d_head]`,
             for experts `[rows, pos, source*d_model]`.
         logits: The runs' logits at the last token.
+        ids: The runs' tokens; None when the values are no runs of prompts (means, zeros).
     """
 
     values: list[Tensor]
     logits: Float[Tensor, "rows vocab"]
+    ids: Int[Tensor, "rows pos"] | None = None
 
     def rows(self, index: Tensor | Sequence[int]) -> "Writes":
         """Some rows of it, perhaps repeated."""
         index = torch.as_tensor(index, device=self.logits.device)
-        return Writes([v[index] for v in self.values], self.logits[index])
+        ids = None if self.ids is None else self.ids[index.to(self.ids.device)]
+        return Writes([v[index] for v in self.values], self.logits[index], ids)
 
 
 @dataclass(slots=True)
@@ -78,12 +82,16 @@ class Mixed:
     other: Tensor
     norm: Callable[[Tensor], Tensor] | None = None
     rest: Tensor | None = None  # under a norm: what else enters it (a bias) [d_model]
+    more: Tensor = field(init=False)  # what the other run writes more
+
+    def __post_init__(self) -> None:
+        self.more = self.other - self.now
 
     def change(self, cut: Float[Tensor, "*rows source destination"]) -> Tensor:
         """What readers get too much or too little: `[rows pos destination d_model]`."""
         share = cut.mT.to(self.now.dtype)  # [destination source], perhaps per row
         share = share[:, None] if share.ndim == 3 else share
-        moved = share @ (self.other - self.now)
+        moved = share @ self.more
         if self.norm is None:
             return moved
         whole = self.now.sum(2, keepdim=True)
@@ -93,10 +101,14 @@ class Mixed:
 
 @dataclass(slots=True)
 class _Pass:
-    """One pass: the streams seen so far and what has been written so far."""
+    """One pass: the streams seen so far and what has been written so far.
+
+    Before column `start` both runs hold the same, so that cut edges carry nothing new there.
+    """
 
     keep: Tensor
     other: Writes
+    start: int = 0
     streams: dict[str, Tensor] = field(default_factory=dict)
     mixed: list[Mixed] = field(default_factory=list)
 
@@ -111,7 +123,8 @@ class Wiring:
             is cut; else each chooses by its own stream.
 
     Raises:
-        NotOffered: `freeze_routing`, and there are no routers.
+        NotOffered: `freeze_routing`, and there are no routers. In the first run also: the stream is
+            not the sum of what the known parts write.
 
     Example:
         >>> import underhood as uh
@@ -132,6 +145,7 @@ class Wiring:
         self.freeze_routing = freeze_routing
         self._routers = routers_of(model) if freeze_routing else []
         self._held: tuple[Tokens, dict[Site, Tensor]] | None = None
+        self._summed = False
         self._proven = not any(w.kind == "experts" for w in self.graph.writers)
         self._weights = [w.weight(model) if w.kind == "heads" else None for w in self.graph.writers]
         self._columns = {
@@ -145,11 +159,36 @@ class Wiring:
             sites += [tap for r in self.graph.readers if r.beside for tap in (r.tap, r.beside)]
             ends = [site for w in self.graph.writers if w.slots for site in stream_around(w)]
             sites += [site for site in ends if self.model.offers(site)]
+        end = self.graph.readers[-1].tap
+        sites += [] if self._summed else [end]
         logits, run = last_logits(self.model, tokens, record=sites)
         if not self._proven:
             prove_mixtures(self.graph, run)
             self._proven = True
-        return Writes([w.written(run) for w in self.graph.writers], logits)
+        values = [w.written(run) for w in self.graph.writers]
+        if not self._summed:
+            self._prove_sum(values, run[end], tokens.mask.to(logits.device))
+        return Writes(values, logits, tokens.ids.to(logits.device))
+
+    def _prove_sum(self, values: list[Tensor], stream: Tensor, mask: Tensor) -> None:
+        """The final stream must be what the known parts write, and constants (biases).
+
+        Raises:
+            NotOffered: Something else writes to the stream, or rescales it.
+        """
+        parts = (self.additive(i, v).sum(2) for i, v in enumerate(values))
+        total = sum(parts, torch.zeros_like(stream.view(*mask.shape, -1)))
+        rest = (stream.view(total.shape) - total)[mask].float()
+        gap = float((rest - rest.mean(0)).abs().max())
+        slack = max(1e-4, 30 * torch.finfo(stream.dtype).eps) * float(stream.abs().max())
+        self._summed = len(rest) > 1  # of a single position nothing can be told
+        if gap > slack:
+            raise NotOffered(
+                "the stream of this model is not the sum of what its known parts write",
+                given=f"{self.model!r}: off by {gap:.2g} of {float(stream.abs().max()):.2g}",
+                why="another part writes to it, or its blocks rescale it",
+                do="use activation_patching or attribution_patching, which need no sum",
+            )
 
     def rows_per_pass(self, columns: int) -> int:
         """How many rows fit into `BUDGET` bytes."""
@@ -175,11 +214,23 @@ class Wiring:
         Cost: one forward, and the norms and projections of every head whose edges are cut. With
         frozen routing one more forward for new prompts.
         """
-        state = _Pass(keep.to(self.model.device), other)
+        state = _Pass(keep.to(self.model.device), other, self._start(tokens, other))
         edits = [e for number in range(len(self.graph.writers)) for e in self._watch(number, state)]
         edits += self._reroute(state)
         edits += self.routing(tokens)
         return last_logits(self.model, tokens, edits, grad=grad)[0]
+
+    def _start(self, tokens: Tokens, other: Writes) -> int:
+        """The first column where the runs differ, under a causal model; 0 where that is not known.
+
+        The first column is always run, and padding on the left counts as equal.
+        """
+        causal = "logits_to_keep" in self.model._forward_names
+        if other.ids is None or not causal or other.ids.shape != tokens.ids.shape:
+            return 0
+        apart = (other.ids != tokens.ids.to(other.ids.device)).any(0).nonzero()
+        last = tokens.ids.shape[1] - 1
+        return int(apart[0]) if len(apart) else last
 
     # What is written -----------------------------------------------------------------------------
 
@@ -197,7 +248,8 @@ class Wiring:
             seen, theirs = value.clone(), state.other.values[number]
             seen = writer.spread(*held.pop(), seen) if held else seen
             seen = seen.view(-1, *theirs.shape[1:]) if seen.ndim != theirs.ndim else seen
-            state.mixed.append(self._mixed(number, seen, theirs))
+            late = slice(state.start, None)
+            state.mixed.append(self._mixed(number, seen[:, late], theirs[:, late]))
             return value
 
         edits = [Edit(writer.slots[0], call(slots, slots=True))] if writer.slots else []
@@ -281,7 +333,10 @@ class Wiring:
         return [*edits.values(), *projected]
 
     def _missing(self, number: int, state: _Pass) -> Tensor | None:
-        """What a reader's streams differ by: `[rows pos destination d_model]`; None: nothing."""
+        """What a reader's streams differ by: `[rows late destination d_model]`; None: nothing.
+
+        `late` are the positions from `state.start` on.
+        """
         cut = self.graph.read(number)
         total: Tensor | None = None
         for writer in range(self.graph.before(number)):
@@ -303,10 +358,10 @@ class Wiring:
             if missing is None and reader.beside is None:
                 return value
             if missing is not None and not reader.inside:
-                return value + missing[:, :, 0].reshape(value.shape)
+                return _later(value, missing[:, :, 0])
             stream = state.streams[f"module_in:{reader.norm}"]
             if missing is not None:
-                stream = stream.view(*missing.shape[:2], -1) + missing[:, :, 0]
+                stream = _later(stream, missing[:, :, 0])
             return reader.normed(self.model, stream).reshape(value.shape)
 
         return instead
@@ -315,22 +370,35 @@ class Wiring:
         """A projection's output, each head's columns made from the head's own stream."""
 
         def project(value: Tensor) -> Tensor:
-            out = value
+            whole, out = None, value
             for number in numbers:
                 reader = self.graph.readers[number]
                 missing = self._missing(number, state)
                 if missing is None:
                     continue
-                stream = state.streams[str(reader.tap)].view(*missing.shape[:2], -1)
-                normed = reader.normed(self.model, stream[:, :, None] + missing)
+                rows, late = missing.shape[:2]
+                stream = state.streams[str(reader.tap)].view(rows, -1, missing.shape[-1])
+                if whole is None:
+                    whole = value.view(*stream.shape[:2], -1)
+                    out = whole[:, -late:]
+                normed = reader.normed(self.model, stream[:, -late:, None] + missing)
                 weight, bias = self.columns(reader)
                 made = torch.einsum("bphm,hmd->bphd", normed, weight)
                 made = made if bias is None else made + bias
                 columns = torch.tensor(reader.columns, device=value.device).flatten()
-                out = out.index_copy(-1, columns, made.flatten(-2).reshape(*value.shape[:-1], -1))
-            return out
+                out = out.index_copy(-1, columns, made.flatten(-2))
+            if whole is None:
+                return value
+            return torch.cat([whole[:, : whole.shape[1] - out.shape[1]], out], 1).view(value.shape)
 
         return project
+
+
+def _later(value: Tensor, more: Float[Tensor, "rows late d_model"]) -> Tensor:
+    """A stream with more at its last positions."""
+    whole = value.view(more.shape[0], -1, more.shape[-1])
+    early = whole.shape[1] - more.shape[1]
+    return torch.cat([whole[:, :early], whole[:, early:] + more], 1).view(value.shape)
 
 
 def _keeper(tap: Site, state: _Pass) -> Callable[[Tensor], Tensor]:
