@@ -41,7 +41,7 @@ __all__ = ["Decomposition", "Followed"]
 
 BUDGET = 1 << 28  # bytes that both parts of one chunk of nodes may take
 CLOSE = {torch.float32: 2e-3, torch.float64: 1e-6}  # of an activation's size; else 0.3
-Parts = tuple[Float[Tensor, "node rows pos *d"], Float[Tensor, "node rows pos *d"]]
+Parts = tuple[Float[Tensor, "node rows pos ..."], Float[Tensor, "node rows pos ..."]]
 """Beta and gamma."""
 
 
@@ -195,20 +195,18 @@ class Decomposition:
                     made = self._mixed(number, reader, (zero, normed))[1]
                 else:
                     made = self._run_mlp(writer.layer, normed)
-            if self._error(made, self.writes.values[number]) > self._close(made):
+            if self._error(made, self.writes.values[number]) > CLOSE.get(made.dtype, 0.3):
                 raise _not_offered(
                     writer.layer, "what its values or its MLP make of the stream is not what the"
                     " rules of the decomposition make of it (a gate, a clip, a norm on values)",
                 )  # fmt: skip
 
-    def _close(self, value: Tensor) -> float:
-        return CLOSE.get(value.dtype, 0.3)
-
     def _error(self, made: Tensor, true: Tensor) -> float:
         size = true[self.mask].double().pow(2).mean().sqrt().clamp(min=1e-30)
         if made.shape[1:] != true.shape:
             return torch.inf
-        return float((made - true).double()[:, self.mask].abs().max() / size)
+        worst = float((made - true).double()[:, self.mask].abs().max() / size)
+        return torch.inf if worst != worst else worst
 
     # The steps -----------------------------------------------------------------------------------
 
@@ -341,6 +339,8 @@ class Decomposition:
                 own = torch.zeros_like(start)
                 own[mine] = start[mine]
                 beta, gamma = beta + own, gamma - own
+            # Padding attends to anything, by kernel: nothing is followed there, lest it overflow.
+            beta, gamma = (torch.where(self.mask[..., None], p, 0.0) for p in (beta, gamma))
             sums.append((sums[-1][0] + beta, sums[-1][1] + gamma))
             sums[: max(0, len(sums) - 3)] = [(zero, zero)] * max(0, len(sums) - 3)
         beta, gamma = sums[-1]

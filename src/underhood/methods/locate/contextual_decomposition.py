@@ -75,12 +75,13 @@ def contextual_decomposition(
     Returns:
         Over `node` (input, heads, MLPs): `contribution` (logits; positive supports the answer),
         `sem` (over prompts, NaN for one), and with `batch` `change`. Controls, with `draw` and
-        `node`: `control`, the contribution of a random direction of equal norm, and its 95th
-        percentile of size, `chance`. From the check: `exact` (what the logit difference loses when
-        the node is patched for all that read it; NaN where not run), `verified` (0 no, 1 among the
-        strongest, 2 at random) and numbers as in `edge_attribution` (`pearson_all`, ...). Over
-        `batch`: `clean`, `contrast` (logit differences). `sum_error`: the largest difference
-        between beta + gamma and the model's own activation anywhere, as a share of its size.
+        `node`: `control`, the contribution of a random direction of equal norm, and `chance`,
+        the 95th percentile of its size over all draws and nodes. From the check: `exact` (what the
+        logit difference loses when the node is patched for all that read it; NaN where not run),
+        `verified` (0 no, 1 among the strongest, 2 at random) and numbers as in `edge_attribution`
+        (`pearson_all`, ...). Over `batch`: `clean`, `contrast` (logit differences). `sum_error`:
+        the largest difference between beta + gamma and the model's own activation anywhere, as a
+        share of its size.
 
     Raises:
         PairError: The contrast gives the same logit difference, or prompts that cannot be compared.
@@ -228,7 +229,7 @@ def _view(data: "xarray.Dataset", checked: Verified | None, top: int) -> View:
         sentences(_statements(data, names, order), title="What the nodes add"),
         bars(
             [names[i] for i in order], values[order], unit="logits",
-            baseline=[(-chance, chance)] * len(order), baseline_name="random directions of equal norm",
+            baseline=[(-chance, chance)] * len(order), baseline_name="random directions",
             title=f"The {len(order)} strongest of {len(names)} nodes",
         ),
     ]  # fmt: skip
@@ -270,17 +271,17 @@ def _statements(data: "xarray.Dataset", names: list[str], order: list[int]) -> l
     gap = float((data["clean"] - data["contrast"]).mean())
     above = int((abs(values) > chance).sum())
     found = [
-        f"The strongest node is {names[order[0]]}: {values[order[0]]:+.3f} logits; clean prompts and"
-        f" their contrasts are {gap:.3f} logits apart.",
-        f"{above} of {len(names)} nodes add more than a random direction of equal norm does in 95"
-        f" of 100 cases ({chance:.3f} logits).",
+        f"The strongest node is {names[order[0]]}: {values[order[0]]:+.3f} logits; clean prompts"
+        f" and contrasts are {gap:.3f} logits apart.",
+        f"{above} of {len(names)} nodes add more than 95 of 100 random directions with the norms"
+        f" of these nodes ({chance:.3f} logits).",
         f"Both parts add up to the model's activations within {float(data['sum_error']):.1e} of"
         " their size.",
     ]
     if "exact" in data and (hidden := _hidden(data)):
         few = ", ".join(names[i] for i in hidden[:5])
         found.append(
-            f"{len(hidden)} of the patched nodes have another exact effect ({few}): they act by"
+            f"Nodes with another exact effect: {len(hidden)} of those patched ({few}). They act by"
             " moving attention, through norm scales, or through bends that the split shares out."
         )
     return found
