@@ -176,7 +176,11 @@ def test_a_part_that_nobody_knows_is_noticed():
     """A block that rescales its stream: the parts no longer sum, and the first run says so."""
     model = uh.load("random/llama")
     block = model.module.get_submodule("model.layers.1")
-    handle = block.register_forward_hook(lambda _m, _a, out: torch.mul(out, 1.1))
+
+    def louder(_module: Any, _inputs: Any, out: Any) -> Any:
+        return out * 1.1
+
+    handle = block.register_forward_hook(louder)
     try:
         with pytest.raises(NotOffered, match="not the sum of what its known parts write"):
             Wiring(model).writes(model.text.of_ids(torch.arange(8, 16)[None], None))
