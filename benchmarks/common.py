@@ -33,20 +33,39 @@ class Row:
         what: What was run.
         value: The number that counts, in `unit`.
         unit: "x" (times the base) or "s".
-        seconds: Median time of the thing itself.
+        seconds: Median time of the thing itself; None where memory was measured.
         base_seconds: Median time of what it is compared with; None where it stands alone.
         bar: The most that `value` may be; None where nothing was promised.
         runs: How often.
+        bytes: Most memory held at once, where that was measured.
+        base_bytes: The same of what it is compared with.
     """
 
     case: str
     what: str
     value: float
     unit: str
-    seconds: float
+    seconds: float | None
     base_seconds: float | None = None
     bar: float | None = None
     runs: int = 1
+    bytes: int | None = None
+    base_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Table:
+    """Numbers that are not times.
+
+    Attributes:
+        title: One line.
+        columns: Names of the columns.
+        rows: Text, numbers (shown with two decimals), or None.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | float | None]]
 
 
 @dataclass(slots=True)
@@ -59,6 +78,7 @@ class Report:
         about: What was run against what.
         rows: The numbers.
         missing: What could not be measured, and why.
+        tables: Numbers that are not times.
     """
 
     name: str
@@ -66,6 +86,7 @@ class Report:
     about: str
     rows: list[Row] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
 
 
 def options(about: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,6 +144,39 @@ def against(
     """A row that says how many times the base's time something takes."""
     ratio, seconds, base_seconds = pairs(base, other, runs)
     row = Row(case, what, ratio, "x", seconds, base_seconds, bar, runs)
+    show(row)
+    return row
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most that torch's allocator held at once during a call, beyond what it held before.
+
+    From the profiler's record of every allocation and release on the CPU, scratch space of torch's
+    own kernels included; what a linear algebra library takes for itself is not seen. One call goes
+    before, so that what is made once and kept is not counted.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        kept = function()
+    del kept
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return most
+
+
+def memory_against(
+    base: Callable[[], Any], other: Callable[[], Any], *, case: str, what: str,
+    bar: float | None = None,
+) -> Row:  # fmt: skip
+    """A row that says how many times the base's memory something takes."""
+    held, base_held = peak_bytes(other), peak_bytes(base)
+    row = Row(case, what, held / base_held, "x", None, bar=bar, bytes=held, base_bytes=base_held)
     show(row)
     return row
 

@@ -6,7 +6,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-ORDER = ("recording", "generation", "sweep", "imports")
+ORDER = ("recording", "generation", "sweep", "circuits", "relevance", "imports")
 BUSY = 0.5  # running processes per core before we began
 
 HEAD = """# Benchmarks
@@ -31,29 +31,53 @@ def render(documents: list[dict[str, Any]]) -> str:
 
 def _section(document: dict[str, Any]) -> str:
     lines = [f"## {document['title']}", "", document["about"], ""]
-    lines += [
-        "| case | what | time | compared with | result | bar | |",
-        "|---|---|--:|--:|--:|--:|---|",
-    ]
-    lines += [_row(row) for row in document["rows"]]
-    lines += [""]
+    if document["rows"]:
+        memory = any(row.get("bytes") for row in document["rows"])
+        lines += [
+            f"| case | what | {'took' if memory else 'time'} | compared with | result | bar | |",
+            "|---|---|--:|--:|--:|--:|---|",
+        ]
+        lines += [*(_row(row) for row in document["rows"]), ""]
+    for table in document.get("tables", []):
+        lines += [*_table(table), ""]
     lines += [f"- not measured: {name}: {why}" for name, why in document["missing"].items()]
     lines += [""] if document["missing"] else []
     return "\n".join([*lines, _measured(document), ""])
 
 
 def _row(row: dict[str, Any]) -> str:
-    base, bar = row["base_seconds"], row["bar"]
+    bar = row["bar"]
     cells = [
         row["case"],
         row["what"],
-        _seconds(row["seconds"]),
-        "" if base is None else _seconds(base),
+        _taken(row["seconds"], row.get("bytes")),
+        _taken(row["base_seconds"], row.get("base_bytes")),
         _value(row["value"], row["unit"]),
         "" if bar is None else f"≤ {bar:g} {row['unit']}",
         "" if bar is None else ("holds" if row["value"] <= bar else "**missed**"),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _taken(seconds: float | None, held: int | None) -> str:
+    if held is not None:
+        return f"{held / 1e6:.1f} MB"
+    return "" if seconds is None else _seconds(seconds)
+
+
+def _table(table: dict[str, Any]) -> list[str]:
+    def shown(cell: str | float | None) -> str:
+        return "" if cell is None else cell if isinstance(cell, str) else f"{cell:.2f}"
+
+    columns = list(zip(*table["rows"], strict=True))
+    numbers = [all(not isinstance(c, str) for c in column) for column in columns]
+    return [
+        table["title"],
+        "",
+        f"| {' | '.join(table['columns'])} |",
+        f"|{'|'.join('--:' if number else '---' for number in numbers)}|",
+        *(f"| {' | '.join(map(shown, row))} |" for row in table["rows"]),
+    ]
 
 
 def _value(value: float, unit: str) -> str:
@@ -67,16 +91,18 @@ def _seconds(value: float) -> str:
 def _measured(document: dict[str, Any]) -> str:
     about = document["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    busy = about["load_before"] > BUSY
+    timed = [row for row in document["rows"] if row["seconds"] is not None]
+    busy = timed and about["load_before"] > BUSY  # what is not timed is the same on any machine
     note = (
         f" The machine was busy with other work ({about['load_before']:g} processes per core"
         " before the first run): read the numbers as rough." if busy else ""
     )  # fmt: skip
-    runs = sorted({row["runs"] for row in document["rows"]})
+    runs = sorted({row["runs"] for row in timed})
+    medians = f"; medians of {' and '.join(map(str, runs))} runs" if runs else ""
     return (
         f"Measured on {document['date']} with `{document['command']}`: {about['processor']},"
-        f" {about['cores']} cores, {about['threads']} torch threads, {about['system']}; {versions};"
-        f" medians of {' and '.join(map(str, runs)) or 'no'} runs.{note}"
+        f" {about['cores']} cores, {about['threads']} torch threads, {about['system']}; {versions}"
+        f"{medians}.{note}"
     )
 
 
