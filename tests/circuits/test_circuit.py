@@ -9,6 +9,7 @@ from underhood.circuits.acdc import acdc, acdc_scores
 from underhood.circuits.circuit import Circuit, Scores, combine
 from underhood.circuits.faithfulness import MIB_SIZES, Curve, Judge, area, random_circuits
 from underhood.circuits.mib import read_mib, write_mib
+from underhood.circuits.wiring import Wiring
 from underhood.core.errors import (
     FileProblem,
     NotFinite,
@@ -18,6 +19,7 @@ from underhood.core.errors import (
     UsageError,
 )  # fmt: skip
 from underhood.data import EncodedPairs, metric_named
+from underhood.organisms import wired
 
 
 def scores_for(graph, seed=0) -> Scores:
@@ -198,9 +200,16 @@ def test_minimality_is_the_loss_without_a_node(judged):
 # ACDC --------------------------------------------------------------------------------------------
 
 
+def small_judge(metric_name: str) -> Judge:
+    """A model of one layer, 23 edges: the plain loop takes a pass for each."""
+    known = wired("sort_unique")
+    pairs = known.pairs(3).encode(known.model)
+    return Judge(Wiring(known.model), pairs, metric_named(metric_name))
+
+
 @pytest.mark.parametrize("metric_name", ["logit_diff", "kl"])
-def test_acdc_equals_the_plain_loop(metric_name, wiring_of, pairs_of):
-    judge = Judge(wiring_of("llama"), pairs_of("llama", 2), metric_named(metric_name))
+def test_acdc_equals_the_plain_loop(metric_name):
+    judge = small_judge(metric_name)
     graph, threshold = judge.wiring.graph, 0.05
     mask = graph.real.clone()
 
@@ -221,8 +230,8 @@ def test_acdc_equals_the_plain_loop(metric_name, wiring_of, pairs_of):
     assert acdc(judge, threshold).edges == Circuit(graph, mask).pruned().edges
 
 
-def test_acdc_scores_rise_with_what_an_edge_survives(wiring_of, pairs_of, metric):
-    judge = Judge(wiring_of("llama"), pairs_of("llama", 1), metric)
+def test_acdc_scores_rise_with_what_an_edge_survives():
+    judge = small_judge("logit_diff")
     scores = acdc_scores(judge, (0.01, 0.1))
     assert set(scores.values.unique().tolist()) <= {0.0, *torch.tensor([0.01, 0.1]).tolist()}
     with pytest.raises(UsageError):

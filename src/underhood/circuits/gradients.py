@@ -22,9 +22,11 @@ which makes heads add up exactly.
 Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form is ours.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,6 +37,7 @@ from underhood.circuits.graph import Graph
 from underhood.circuits.wiring import Wiring, Writes, last_logits
 from underhood.core.edit import Edit
 from underhood.core.errors import NotFinite
+from underhood.core.growing import why_not
 from underhood.core.head import NormForm
 from underhood.core.model import Model
 from underhood.core.ops import call
@@ -51,7 +54,7 @@ POINTS = ("clean", "contrast", "both", "inputs", "activations")
 embeddings (EAP-IG inputs); for each sub-layer's edges along the line between its own two outputs
 (EAP-IG activations)."""
 
-SPAN = 1 << 26  # bytes of sources that are unfolded at once
+SPAN = 1 << 23  # bytes of sources that are unfolded at once
 
 
 @contextmanager
@@ -90,6 +93,7 @@ class Attributor:
         self.model: Model = wiring.model
         self.graph: Graph = wiring.graph
         self.passes = [0, 0]  # forward, backward
+        self._prefix: Any = None  # keys and values of columns that are not run again
         width = self.model.d_model or 0
         forms = {r.norm: r.form(self.model, width) for r in self.graph.readers if r.norm}
         self.forms: dict[str, NormForm | None] = {"": None} | forms
@@ -111,7 +115,41 @@ class Attributor:
         """
         clean, contrast = self.wiring.writes(pairs.clean), cut.writes(pairs)
         self.passes[0] += 2
+        start = self._start(pairs, cut)
+        if start:
+            self._prefix = self._cache(pairs.clean, start)
+            pairs = _late(pairs, start)
+        ends = [Writes([v[:, start:] for v in w.values], w.logits) for w in (clean, contrast)]
+        del clean, contrast
+        try:
+            return self._summed(pairs, ends, at, steps)
+        finally:
+            self._prefix = None
+
+    def _start(self, pairs: EncodedPairs, cut: Ablation) -> int:
+        """How many columns can be left to a cache: there both prompts hold the same tokens."""
+        start = min(pairs.first_difference)
+        whole = bool(pairs.clean.mask.all()) and cut.kind == "resample"
+        if not whole or self.wiring.freeze_routing or why_not(self.model, []) is not None:
+            return 0
+        return min(start, pairs.clean.ids.shape[1] - 1)
+
+    def _cache(self, tokens: Tokens, start: int) -> Any:
+        """Keys and values of the first columns."""
+        given = {"input_ids": tokens.ids[:, :start].to(self.model.device), "use_cache": True}
+        self.passes[0] += 1
+        with torch.no_grad():
+            return self.model.run(given | {"logits_to_keep": 1}).output.past_key_values
+
+    def _summed(
+        self, pairs: EncodedPairs, ends: list[Writes], at: str, steps: int
+    ) -> Float[Tensor, "source destination"]:
+        clean, contrast = ends
+        ends.clear()
         deltas = self._deltas(clean, contrast, pairs)
+        if at != "activations":  # of the rest only the differences are needed
+            for writes in (clean, contrast):
+                writes.values[:] = [writes.values[0].clone()]
         total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
         if at == "activations":
             return self._by_writer(pairs, clean, contrast, deltas, steps)
@@ -179,7 +217,8 @@ class Attributor:
                  for site in sorted(ends.keys() | streams, key=str)]  # fmt: skip
         watch += self.wiring.routing(tokens)
         with frozen(self.model.module), self._backward_rules():
-            logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True)
+            cache = _copied(self._prefix)
+            logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True, cache=cache)
             kept = reference if self.metric.uses_reference else None
             value = self.metric(logits, pairs.answers, pairs.wrong, reference=kept)
             grads = torch.autograd.grad(value.sum(), list(seen.grads.values()), allow_unused=True)
@@ -303,6 +342,22 @@ def _watch(site: Site, seen: _Ends, end: Reader | None, stream: bool) -> Callabl
         return seen.grads[site] if site.name == "module_in" else value.clone()
 
     return watch
+
+
+def _late(pairs: EncodedPairs, start: int) -> EncodedPairs:
+    """The pairs without their first columns, which hold the same tokens."""
+    sides = [Tokens(t.ids[:, start:], t.mask[:, start:]) for t in (pairs.clean, pairs.contrast)]
+    first = [n - start for n in pairs.first_difference]
+    return EncodedPairs(sides[0], sides[1], pairs.answers, pairs.wrong, first)
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that may grow without the first one growing; tensors are shared."""
+    if cache is None:
+        return None
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
 
 
 def _flat(value: Tensor) -> Tensor:

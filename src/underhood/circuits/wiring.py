@@ -28,6 +28,7 @@ Source: edge patching as in EAP-IG's `evaluate_graph` (Hanna et al., 2024), here
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -416,14 +417,19 @@ def last_logits(
     *,
     record: Sequence[Site] = (),
     grad: bool = False,
+    cache: Any = None,
 ) -> tuple[Float[Tensor, "rows vocab"], Run]:
-    """Logits at each row's last token, the others left out where the model can; and the run."""
+    """Logits at each row's last token, the others left out where the model can; and the run.
+
+    With `cache`, keys and values of what comes before the tokens, they are its continuation.
+    """
     given = model.batch(tokens)[1]
+    given |= {} if cache is None else {"past_key_values": cache, "use_cache": True}
     last = torch.tensor([a + b - 1 for a, b in zip(tokens.starts, tokens.lengths, strict=True)])
     if "logits_to_keep" in model._forward_names:
-        skipped = int(last.min())
-        given = given | {"logits_to_keep": tokens.ids.shape[1] - skipped}
-        last = last - skipped
+        # As a tensor: a slice is strided, and a head on it runs row by row when nothing is trained.
+        kept, last = last.unique(return_inverse=True)
+        given = given | {"logits_to_keep": kept.to(model.device)}
     run = model.run(given, record=record, edits=edits, grad=grad)
     rows = torch.arange(len(last), device=run.logits.device)
     return run.logits[rows, last.to(run.logits.device)], run
