@@ -51,6 +51,8 @@ bench: $(VENV)/base
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/circuits.py
+	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/report.py
 

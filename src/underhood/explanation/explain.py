@@ -317,7 +317,7 @@ _TITLES = {
     "circuit": (
         5,
         "The circuit and its proof",
-        "Which connections suffice, and is that chance?",
+        "Which connections suffice, beyond chance?",
     ),
     "heads": (6, "What the important heads do", "Where do they look, and of what kind are they?"),
     "change": (7, "The change", "What does the model say when these heads are changed?"),
