@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,15 @@ def test_an_interrupt_leaves_nothing_behind(
     assert (resumed.values - expected).abs().max() < 1e-5
 
 
+@pytest.fixture
+def keyboard() -> Iterator[None]:
+    """Python's own handling of Ctrl-C; a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keyboard")
 @pytest.mark.parametrize(("at", "times", "done"), [(3, 1, 6), (3, 2, 4), (10, 1, 20)])
 def test_ctrl_c_waits_for_the_pass_under_way(
     at: int, times: int, done: int, tmp_path: Path
