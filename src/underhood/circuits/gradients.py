@@ -54,7 +54,7 @@ POINTS = ("clean", "contrast", "both", "inputs", "activations")
 embeddings (EAP-IG inputs); for each sub-layer's edges along the line between its own two outputs
 (EAP-IG activations)."""
 
-SPAN = 1 << 23  # bytes of sources that are unfolded at once
+SPAN = 1 << 24  # bytes of sources that are unfolded at once
 
 
 @contextmanager
@@ -113,15 +113,18 @@ class Attributor:
         Raises:
             NotFinite: The metric or its gradient is not a number.
         """
-        clean, contrast = self.wiring.writes(pairs.clean), cut.writes(pairs)
         self.passes[0] += 2
         start = self._start(pairs, cut)
-        if start:
-            self._prefix = self._cache(pairs.clean, start)
-            pairs = _late(pairs, start)
-        ends = [Writes([v[:, start:] for v in w.values], w.logits) for w in (clean, contrast)]
-        del clean, contrast
+        if not start:
+            ends = [self.wiring.writes(pairs.clean), cut.writes(pairs)]
+            return self._summed(pairs, ends, at, steps)
+        self._prefix = self._cache(pairs.clean, start)
+        pairs = _late(pairs, start)
         try:
+            ends = [
+                self.wiring.writes(tokens, cache=_copied(self._prefix))
+                for tokens in (pairs.clean, pairs.contrast)
+            ]
             return self._summed(pairs, ends, at, steps)
         finally:
             self._prefix = None

@@ -153,8 +153,11 @@ class Wiring:
             (r.module, r.kind): r.weight(model) for r in self.graph.readers if r.module
         }
 
-    def writes(self, tokens: Tokens) -> Writes:
-        """What every writer writes in the unedited runs of some prompts."""
+    def writes(self, tokens: Tokens, *, cache: Any = None) -> Writes:
+        """What every writer writes in the unedited runs of some prompts.
+
+        With `cache`, keys and values of what comes before the tokens, they are its continuation.
+        """
         sites = [site for w in self.graph.writers for site in w.sites]
         if not self._proven:
             sites += [tap for r in self.graph.readers if r.beside for tap in (r.tap, r.beside)]
@@ -162,7 +165,7 @@ class Wiring:
             sites += [site for site in ends if self.model.offers(site)]
         end = self.graph.readers[-1].tap
         sites += [] if self._summed else [end]
-        logits, run = last_logits(self.model, tokens, record=sites)
+        logits, run = last_logits(self.model, tokens, record=sites, cache=cache)
         if not self._proven:
             prove_mixtures(self.graph, run)
             self._proven = True
