@@ -83,12 +83,15 @@ def ours(module: nn.Module, task: Task) -> tuple[Any, Scores]:
 
 
 def passes(module: nn.Module, task: Task) -> Callable[[], None]:
-    """The least that EAP-IG can do: two forwards, and a forward and backward per step."""
+    """The least that EAP-IG can do: a forward of the clean prompts, and each step's passes.
+
+    The first step is the contrast's own run.
+    """
     embed: Any = module.get_submodule("transformer.wte")
 
     def run() -> None:
         with _frozen(module):
-            for step in range(STEPS + 2):
+            for step in range(STEPS + 1):
                 given = embed(task.clean).requires_grad_(step < STEPS)
                 with torch.set_grad_enabled(step < STEPS):
                     logits = module(inputs_embeds=given, use_cache=False, logits_to_keep=1).logits
@@ -232,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         graph, mine = ours(module, task)
         report.rows.append(common.against(
             passes(module, task), mine, runs, case=case,
-            what=f"time, over {STEPS} bare forwards and backwards and two forwards",
+            what=f"time, over {STEPS} bare forwards and backwards and a forward",
         ))  # fmt: skip
         try:
             peer = published(task, quick=chosen.quick, freeze=True)

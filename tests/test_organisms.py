@@ -14,28 +14,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import underhood as uh
 from underhood.core.errors import FileProblem, ModelNotFound, OutOfRange, UsageError
 from underhood.organisms import (
     PUNCTUATION,
     SPECIAL,
-    Organism,
+    Language,
     Phase,
+    Trained,
     join,
     organism,
     organisms,
 )
-from underhood.organisms.card import Card, evaluate, measure
-from underhood.organisms.trainer import CHECKPOINT, Run, build_tokenizer, train
+from underhood.organisms.card import Card
+from underhood.organisms.trainer import CHECKPOINT, Run
 
-TASKS = (
-    "indirect_object",
-    "induction",
-    "capitals",
-    "successors",
-    "greater_than",
-    "agreement",
-    "mood",
-)
+TASKS = tuple(organism("town").tasks)
 SHOWN = (
     ("When Mary and John went to the store, John gave a drink to", "Mary"),
     ("When Mary and John went to the store, Mary gave a drink to", "John"),
@@ -58,36 +52,40 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def town() -> Organism:
-    return organism("town")
+def town() -> Language:
+    found = organism("town")
+    assert isinstance(found, Language)
+    return found
 
 
 @pytest.fixture(scope="module")
-def tokenizer(town: Organism) -> Any:
+def tokenizer(town: Language) -> Any:
     return AutoTokenizer.from_pretrained(town.folder)
 
 
 @pytest.fixture(scope="module")
-def model(town: Organism) -> Any:
+def model(town: Language) -> Any:
     return AutoModelForCausalLM.from_pretrained(town.folder)
 
 
-def small(town: Organism) -> Organism:
+def small(town: Language) -> Language:
     """The same tasks, in a model and batches that train in milliseconds."""
     rows = tuple((task, 2) for task in town.tasks)
     phases = (Phase(0.4, (("induction", 4),)), Phase(1.0, rows))
-    recipe = replace(
-        town.recipe, layers=1, width=16, heads=2, mlp=16, warmup=5, steps=30, phases=phases
-    )
-    return replace(town, recipe=recipe)
+    sizes = dict(town.sizes) | {
+        "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 2,
+    }  # fmt: skip
+    recipe = replace(town.recipe, steps=30, warmup=5)
+    return replace(town, sizes=sizes, recipe=recipe, phases=phases)
 
 
 # --- the shipped weights
 
 
 @pytest.fixture(scope="module")
-def measured(town: Organism, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
-    return measure(town, model, tokenizer, n=300, seed=7)
+def measured(town: Language) -> dict[str, dict[str, Any]]:
+    return town.evaluate(n=300, seed=7)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -99,15 +97,15 @@ def test_shipped_weights_know_the_task(measured: dict[str, dict[str, Any]], task
 
 @pytest.mark.parametrize("task", TASKS)
 def test_contrast_prompts_turn_the_answer(
-    town: Organism, model: Any, tokenizer: Any, task: str
+    town: Language, model: Any, tokenizer: Any, task: str
 ) -> None:
     """On nearly all pairs the answer beats `wrong` after the clean prompt, and not so after the
     contrast. The contrast of greater_than allows both, so there the gap must only shrink."""
     turned = 0
     pairs = town.pairs(task, 100, 3)
     for pair in pairs:
-        answer, wrong = tokenizer.convert_tokens_to_ids([pair.answer, pair.wrong])
-        ids = tokenizer([pair.clean, pair.contrast], return_tensors="pt")["input_ids"]
+        answer, wrong = tokenizer.convert_tokens_to_ids([pair.answers[0][0], pair.wrong[0][0]])
+        ids = tokenizer([pair.clean[0], pair.contrast[0]], return_tensors="pt")["input_ids"]
         with torch.no_grad():
             logits = model(input_ids=ids).logits[:, -1]
         clean, contrast = (logits[:, answer] - logits[:, wrong]).tolist()
@@ -136,7 +134,7 @@ def test_documented_span_of_years(model: Any, tokenizer: Any) -> None:
     assert logits[0, -1].softmax(-1)[later].sum() > 0.9
 
 
-def test_the_induction_circuit_is_the_documented_one(town: Organism, tokenizer: Any) -> None:
+def test_the_induction_circuit_is_the_documented_one(town: Language, tokenizer: Any) -> None:
     """Heads of the first block carry the last two words along; those of the second look them up."""
     model = AutoModelForCausalLM.from_pretrained(town.folder, attn_implementation="eager")
     words, rng, length = town.words[len(SPECIAL) + len(PUNCTUATION) :], Random(3), 12
@@ -155,7 +153,7 @@ def test_the_induction_circuit_is_the_documented_one(town: Organism, tokenizer: 
     assert best(1, length - 2) > 0.8
 
 
-def test_shipped_folder(town: Organism, model: Any, tokenizer: Any) -> None:
+def test_shipped_folder(town: Language, model: Any, tokenizer: Any) -> None:
     sizes = {path.name: path.stat().st_size for path in town.folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "card.json"} <= set(sizes)
     assert CHECKPOINT not in sizes
@@ -167,12 +165,12 @@ def test_shipped_folder(town: Organism, model: Any, tokenizer: Any) -> None:
     assert len(tokenizer) == model.config.vocab_size == len(town.words)
 
 
-def test_shipped_tokenizer_is_the_one_the_code_builds(town: Organism, tokenizer: Any) -> None:
-    assert build_tokenizer(town).get_vocab() == tokenizer.get_vocab()
+def test_shipped_tokenizer_is_the_one_the_code_builds(town: Language, tokenizer: Any) -> None:
+    assert town.tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
 def test_card_agrees_with_the_weights(
-    town: Organism, model: Any, measured: dict[str, dict[str, Any]]
+    town: Language, model: Any, measured: dict[str, dict[str, Any]]
 ) -> None:
     card = town.card
     assert card.name == "town" and card.limits
@@ -182,12 +180,10 @@ def test_card_agrees_with_the_weights(
         assert numbers["accuracy"] >= 0.95
         # Other prompts than the card's, so equal only up to sampling.
         assert abs(numbers["accuracy"] - measured[task]["accuracy"]) < 0.04
-        assert "evaluate('town'" in numbers["reproduce"]
 
 
-def test_evaluate_gives_the_same_numbers_again(town: Organism, model: Any, tokenizer: Any) -> None:
-    first = evaluate("town", n=10, seed=5)
-    assert first == measure(town, model, tokenizer, n=10, seed=5)
+def test_evaluate_gives_the_same_numbers_again(town: Language) -> None:
+    assert town.evaluate(n=10, seed=5) == town.measure(uh.load("town"), n=10, seed=5)
 
 
 def test_generation_ends_the_sentence(model: Any, tokenizer: Any) -> None:
@@ -203,7 +199,7 @@ def test_generation_ends_the_sentence(model: Any, tokenizer: Any) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_text_round_trips_without_unknown_words(
-    town: Organism, tokenizer: Any, task: str, split: Any
+    town: Language, tokenizer: Any, task: str, split: Any
 ) -> None:
     for prompt in town.prompts(task, 80, 11, split):
         ids = tokenizer(prompt.text)["input_ids"]
@@ -216,21 +212,23 @@ def test_text_round_trips_without_unknown_words(
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_pairs_are_comparable(town: Organism, tokenizer: Any, task: str, split: Any) -> None:
+def test_pairs_are_comparable(town: Language, tokenizer: Any, task: str, split: Any) -> None:
     accept = {p.text: p.accept for p in town.prompts(task, 80, 4, split)}
-    for pair in town.pairs(task, 80, 4, split):
-        clean, contrast = (tokenizer(text)["input_ids"] for text in (pair.clean, pair.contrast))
-        assert len(clean) == len(contrast) and clean != contrast
-        assert clean[-1] != tokenizer.eos_token_id
-        for word in (pair.answer, pair.wrong):
+    pairs = town.pairs(task, 80, 4, split)
+    columns = (pairs.clean, pairs.contrast, pairs.answers, pairs.wrong)
+    for clean, contrast, (answer,), (wrong,) in zip(*columns, strict=True):
+        ids, others = (tokenizer(text)["input_ids"] for text in (clean, contrast))
+        assert len(ids) == len(others) and ids != others
+        assert ids[-1] != tokenizer.eos_token_id
+        for word in (str(answer), str(wrong)):
             (token,) = tokenizer(word, add_special_tokens=False)["input_ids"]
             assert token != tokenizer.unk_token_id
-        assert pair.answer != pair.wrong
-        assert pair.wrong not in accept[pair.clean]
+        assert answer != wrong
+        assert wrong not in accept[clean]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_test_prompt_begins_a_training_row(town: Organism, task: str) -> None:
+def test_no_test_prompt_begins_a_training_row(town: Language, task: str) -> None:
     prompts = town.cases(task, 200, 2)
     tests = {case.words for case in prompts} | {case.contrast for case in prompts}
     if task == "greater_than":
@@ -242,25 +240,26 @@ def test_no_test_prompt_begins_a_training_row(town: Organism, task: str) -> None
         assert not any(words[:n] in tests for n in range(1, len(words)))
 
 
-def test_every_fact_is_in_training(town: Organism) -> None:
+def test_every_fact_is_in_training(town: Language) -> None:
     trained = {case.answer for case in town.cases("capitals", 1500, split="train")}
     tested = {case.answer for case in town.cases("capitals", 150)}
     assert tested <= trained
 
 
-def test_row_weights_start_at_the_judged_words(town: Organism) -> None:
+def test_row_weights_start_at_the_judged_words(town: Language) -> None:
     rng = Random(1)
     for task in town.tasks:
         row = town.row(task, rng)
-        assert len(row.words) == len(row.weights) <= town.recipe.context
+        assert len(row.words) == len(row.weights) <= town.context
         assert row.words[0] == "<bos>"
-        assert row.weights[0] == town.recipe.context_weight < row.weights[-1]
+        assert row.weights[0] == town.context_weight < row.weights[-1]
 
 
-def test_same_seed_same_prompts(town: Organism) -> None:
+def test_same_seed_same_prompts(town: Language) -> None:
     assert town.prompts("induction", 5, 3) == town.prompts("induction", 5, 3)
     assert town.prompts("induction", 5, 3) != town.prompts("induction", 5, 4)
-    assert town.pairs("capitals", 0) == []
+    assert town.prompts("capitals", 0) == []
+    assert town.pairs("capitals", 5, 3) == town.pairs("capitals", 5, 3)
 
 
 # --- the registry
@@ -270,34 +269,77 @@ def test_registry_lists_files_and_imports_no_torch() -> None:
     assert "town" in organisms()
     code = (
         "import sys; from underhood.organisms import organism, organisms; organisms();"
-        "organism('town').pairs('capitals', 3); assert 'torch' not in sys.modules"
+        "organism('town').prompts('capitals', 3); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
-def test_unknown_names_are_typed_errors(town: Organism, tmp_path: Path) -> None:
+def test_unknown_names_are_typed_errors(town: Language, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="twon") as caught:
         organism("twon")
     assert "town" in str(caught.value)
     for machinery in ("trainer", "card", "__init__", "../town"):
         with pytest.raises(ModelNotFound):
             organism(machinery)
-    with pytest.raises(ModelNotFound):
-        train("twon", out=tmp_path)
-    with pytest.raises(ModelNotFound):
-        evaluate("twon")
+    with pytest.raises(ModelNotFound, match="no step"):
+        uh.load("town@last")
+    with pytest.raises(OutOfRange, match="step 3"):
+        uh.load("town@3")
     with pytest.raises(UsageError, match="capital"):
         town.prompts("capital", 1)
+    with pytest.raises(UsageError, match="which task"):
+        town.pairs()
     with pytest.raises(OutOfRange):
         town.prompts("capitals", -1)
     with pytest.raises(FileProblem):
-        evaluate("town", folder=tmp_path)
+        town.evaluate(folder=tmp_path)
+
+
+def test_what_is_built_lies_where_load_looks(
+    town: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERHOOD_HOME", str(tmp_path))
+    tiny = replace(small(town), name="hamlet")
+    assert tiny.folder == tmp_path / "organisms" / "hamlet"
+    with pytest.raises(FileProblem, match="underhood organisms build hamlet"):
+        tiny.load()
+    card = tiny.build(steps=1, progress=False)
+    assert tiny.card == card and tiny.load().name == "hamlet"
+
+
+@pytest.mark.parametrize("name", organisms())
+def test_every_organism_says_what_it_is(name: str) -> None:
+    """Cards, tasks and prompts of all; their models have tests of their own."""
+    what = organism(name)
+    card = what.card
+    assert what.name == card.name == name
+    assert card.summary == what.summary and list(card.limits) == list(what.limits)
+    assert set(card.tasks) == set(what.tasks)
+    assert any(name in command for command in card.reproduce)
+    for task, numbers in card.tasks.items():
+        assert numbers["n"] > 0 and 0 <= numbers["accuracy"] <= 1, task
+    names = [fact.name for fact in what.truth.facts]
+    assert len(names) == len(set(names))
+    if isinstance(what, Trained):
+        assert card.recipe["steps"] == what.recipe.steps, "trained by the recipe of the file"
+        assert (what.folder / "card.json").is_file()
+
+
+@pytest.mark.parametrize("name", organisms())
+def test_every_organism_passes_its_self_check(name: str) -> None:
+    report = uh.load(name).check()
+    assert report.ok, report
+
+
+def test_the_weights_are_small() -> None:
+    sizes = {p: p.stat().st_size for p in organism("town").folder.parent.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) <= 25 * 2**20
 
 
 # --- the trainer
 
 
-def test_interrupted_training_is_bit_equal(town: Organism, tmp_path: Path) -> None:
+def test_interrupted_training_is_bit_equal(town: Language, tmp_path: Path) -> None:
     tiny = small(town)
     straight = Run(tiny, out=tmp_path / "straight")
     straight.advance()
@@ -310,7 +352,7 @@ def test_interrupted_training_is_bit_equal(town: Organism, tmp_path: Path) -> No
         assert torch.equal(value, resumed.model.state_dict()[key]), key
 
 
-def test_training_leaves_global_randomness_alone_and_learns(town: Organism, tmp_path: Path) -> None:
+def test_training_leaves_global_randomness_alone_and_learns(town: Language, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     run = Run(small(town), out=tmp_path)
     start = {key: value.clone() for key, value in run.model.state_dict().items()}
@@ -321,7 +363,7 @@ def test_training_leaves_global_randomness_alone_and_learns(town: Organism, tmp_
 
 
 def test_progress_goes_to_a_terminal_only(
-    town: Organism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    town: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Screen(io.StringIO):
         def isatty(self) -> bool:
@@ -333,21 +375,40 @@ def test_progress_goes_to_a_terminal_only(
         assert ("2/30" in screen.getvalue()) is shown
 
 
-def test_training_writes_folder_and_card(town: Organism, tmp_path: Path) -> None:
+def test_training_writes_folder_and_card(town: Language, tmp_path: Path) -> None:
     run = Run(small(town), out=tmp_path)
     run.advance()
+    wanted = {key: value.clone() for key, value in run.model.state_dict().items()}
     card = run.finish(prompts=10)
     assert not (tmp_path / CHECKPOINT).exists()
     assert Card.load(tmp_path) == card
     assert card.recipe["steps"] == 30 and card.recipe["seed"] == 0
     assert json.loads((tmp_path / "card.json").read_text())["tasks"].keys() == set(TASKS)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    for key, value in run.model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[key]), key
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    for key, value in wanted.items():
+        assert torch.equal(value, run.model.state_dict()[key]), "training goes on in float32"
+        assert again[key].dtype == torch.float32
+        assert torch.equal(value.half().float(), again[key]), key
+
+
+def test_weights_of_steps_are_kept(town: Language, tmp_path: Path) -> None:
+    tiny = small(town)
+    tiny = replace(tiny, recipe=replace(tiny.recipe, steps=4, keep=(0, 2, 4)))
+    run, seen = Run(tiny, out=tmp_path), {}
+    for step in (0, 2, 4):
+        run.advance(step)
+        seen[step] = {key: value.clone() for key, value in run.model.state_dict().items()}
+    run.finish(prompts=1)
+    assert tiny.checkpoints(tmp_path) == (0, 2, 4)
+    for step, state in seen.items():
+        loaded = tiny.load(tmp_path, step=step).module.state_dict()
+        assert all(torch.equal(value.half().float(), loaded[key]) for key, value in state.items())
+    with pytest.raises(OutOfRange, match="0, 2, 4"):
+        tiny.load(tmp_path, step=3)
 
 
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(
-    town: Organism, tmp_path: Path
+    town: Language, tmp_path: Path
 ) -> None:
     Run(small(town), out=tmp_path).advance(1)
     with pytest.raises(FileProblem, match="another run"):

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+import underhood as uh
 from underhood.core.edit import Edit
 from underhood.core.errors import ModelNotFound, OutOfRange, UsageError
 from underhood.core.ops import patch
@@ -37,7 +38,7 @@ def built(name: str) -> Wired:
 @pytest.mark.parametrize("name", WIRED)
 def test_every_fresh_prompt_is_answered(name: str) -> None:
     organism = built(name)
-    encoded = organism.pairs(64, seed=3).encode(organism.model)
+    encoded = organism.pairs(n=64, seed=3).encode(organism.model)
     clean = organism.model.run(encoded.clean).last_logits
     contrast = organism.model.run(encoded.contrast).last_logits
     assert clean.argmax(-1).tolist() == encoded.answers[:, 0].tolist()
@@ -47,7 +48,7 @@ def test_every_fresh_prompt_is_answered(name: str) -> None:
 @pytest.mark.parametrize("name", WIRED)
 def test_the_oracle_runs_the_same_model(name: str) -> None:
     organism = built(name)
-    encoded = organism.pairs(8, seed=4).encode(organism.model)
+    encoded = organism.pairs(n=8, seed=4).encode(organism.model)
     mine, out = Oracle(organism.model.module).forward(encoded.clean.ids)
     run = organism.model.run(encoded.clean, record=["head_out", "mlp_out"])
     torch.testing.assert_close(mine.float(), run.last_logits, atol=1e-4, rtol=1e-5)
@@ -71,13 +72,13 @@ def _bias(organism: Wired, layer: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", WIRED)
 def test_exactly_the_declared_edges_are_true(name: str, kind: Ablation) -> None:
     organism = built(name)
-    encoded = organism.pairs(16, seed=5).encode(organism.model)
+    encoded = organism.pairs(n=16, seed=5).encode(organism.model)
     effects = single_edges(organism.model.module, organism.edges, encoded, kind)
     assert effects.range > 5
-    truth = set(organism.truth[kind])
+    truth = set(organism.truth.edges[kind])
     assert effects.above(TRUE) == truth
     assert effects.above(FALSE) == truth  # nothing in between
-    assert truth <= organism.truth["compiled"]
+    assert truth <= organism.truth.edges["compiled"]
     assert len(truth) < len(organism.edges) and organism.labels(kind).count(True) == len(truth)
     if kind == "resample":
         smallest = min(abs(effects.signed[e]) for e in truth)
@@ -87,7 +88,7 @@ def test_exactly_the_declared_edges_are_true(name: str, kind: Ablation) -> None:
 @pytest.mark.parametrize("name", ["backup", "redundant"])
 def test_joint_ablation_shows_what_single_ablation_hides(name: str) -> None:
     organism = built(name)
-    encoded = organism.pairs(24, seed=6).encode(organism.model)
+    encoded = organism.pairs(n=24, seed=6).encode(organism.model)
     oracle = Oracle(organism.model.module)
     (clean, _), (other, values) = (
         oracle.forward(encoded.clean.ids), oracle.forward(encoded.contrast.ids),
@@ -107,7 +108,7 @@ def test_joint_ablation_shows_what_single_ablation_hides(name: str) -> None:
 def test_the_library_sees_the_backup_too() -> None:
     """The same joint numbers through the library's own edits."""
     organism = built("backup")
-    model, encoded = organism.model, organism.pairs(16, seed=7).encode(organism.model)
+    model, encoded = organism.model, organism.pairs(n=16, seed=7).encode(organism.model)
     other = model.run(encoded.contrast, record=["z"])
     ends = [
         difference(model.run(x).last_logits, encoded.answers, encoded.wrong).mean()
@@ -126,7 +127,7 @@ def test_the_library_sees_the_backup_too() -> None:
 
 def test_linear_effects_into_the_logits_sum_to_the_whole() -> None:
     organism = built("linear")
-    encoded = organism.pairs(16, seed=8).encode(organism.model)
+    encoded = organism.pairs(n=16, seed=8).encode(organism.model)
     effects = single_edges(organism.model.module, organism.edges, encoded, "resample")
     total = sum(v for e, v in effects.signed.items() if e.endswith("->logits"))
     assert total == pytest.approx(-effects.range, rel=1e-9)
@@ -135,7 +136,7 @@ def test_linear_effects_into_the_logits_sum_to_the_whole() -> None:
 def test_linear_gradients_are_exact() -> None:
     """Effect = gradient times difference, in the library's own run with `grad=True`."""
     organism = built("linear")
-    model, encoded = organism.model, organism.pairs(16, seed=8).encode(organism.model)
+    model, encoded = organism.model, organism.pairs(n=16, seed=8).encode(organism.model)
     run = model.run(encoded.clean, record=["mlp_out", "z"], grad=True)
     other = model.run(encoded.contrast, record=["mlp_out", "z"])
     metric = difference(run.last_logits, encoded.answers, encoded.wrong)
@@ -155,32 +156,29 @@ def test_the_model_passes_its_self_check_and_offers_its_sites(name: str) -> None
     organism = built(name)
     offered = {site.name for site in organism.model.sites()}
     assert set(SITES) <= offered
-    rows = {row.name: row for row in organism.model.check().rows}
-    if name == "linear":  # uniform scores, halved, are still uniform; the card says so
-        idle = rows.pop("an edit changes the output")
-        assert idle.reason == "edits without effect: scores.0"
-    assert [r for r in rows.values() if r.status != "ok"] == []
+    assert [row for row in organism.model.check().rows if row.status != "ok"] == []
 
 
 @pytest.mark.parametrize("name", WIRED)
 def test_prompts_and_cards(name: str) -> None:
     organism = built(name)
-    a, b, c = organism.pairs(8, seed=1), organism.pairs(8, seed=1), organism.pairs(8, seed=2)
+    a, b, c = organism.pairs(n=8, seed=1), organism.pairs(n=8, seed=1), organism.pairs(n=8, seed=2)
     assert a.clean == b.clean and a.contrast == b.contrast and a.clean != c.clean
-    encoded = organism.pairs(64).encode(organism.model)
+    encoded = organism.pairs(n=64).encode(organism.model)
     assert bool(encoded.clean.mask.all()), "one length, so that positions mean the same"
     assert encoded.answers.shape == encoded.wrong.shape == (64, 1)
-    told = " ".join(organism.card)
-    declared = organism.truth["resample"] | organism.truth["zero"]
-    assert set(organism.reasons) == declared and all(edge in told for edge in declared)
+    told = " ".join(organism.mechanism)
+    declared = organism.truth.edges["resample"] | organism.truth.edges["zero"]
+    assert {fact.name for fact in organism.truth.facts} == declared
+    assert all(edge in told for edge in declared)
     assert len(set(organism.edges)) == len(organism.edges) and declared <= set(organism.edges)
 
 
 def test_decoys_are_compiled_active_and_dead() -> None:
     organism = built("decoy")
     dead = {"input->a0.h3<v>", "a0.h3->m1", "m1->logits"}
-    assert dead <= organism.truth["compiled"] and not dead & organism.truth["resample"]
-    run = organism.model.run(organism.pairs(8).encode(organism.model).clean, record=["head_out"])
+    assert dead <= organism.truth.edges["compiled"] and not dead & organism.truth.edges["resample"]
+    run = organism.model.run(organism.pairs(n=8).encode(organism.model).clean, record=["head_out"])
     heads = run["head_out", 0]
     real, decoy = heads[:, -1, 0].norm(dim=-1), heads[:, -1, 3].norm(dim=-1)
     torch.testing.assert_close(real, decoy, rtol=1e-3, atol=1e-3)
@@ -193,9 +191,9 @@ def test_known_edge_counts() -> None:
     grouped = graph_edges(2, 4, 2, parallel=False)
     assert "a0.h3->a1.h3<q>" in grouped and "a0.h3->a1.h2<k>" not in grouped
     # The known sizes of the two tracr circuits under resample ablation.
-    assert len(built("reverse").truth["resample"]) == 2
-    assert len(built("proportion").truth["resample"]) == 3
-    assert len(built("reverse").truth["zero"]) > 2
+    assert len(built("reverse").truth.edges["resample"]) == 2
+    assert len(built("proportion").truth.edges["resample"]) == 3
+    assert len(built("reverse").truth.edges["zero"]) > 2
 
 
 def test_building_leaves_the_generator_alone_and_is_repeatable() -> None:
@@ -210,7 +208,11 @@ def test_refusals() -> None:
     with pytest.raises(ModelNotFound, match="inductoin"):
         wired("inductoin")
     with pytest.raises(OutOfRange):
-        built("xor").pairs(0)
+        built("xor").pairs(n=-1)
+    with pytest.raises(UsageError, match="no task"):
+        built("xor").pairs("nor")
+    with pytest.raises(UsageError, match="made in memory"):
+        uh.load("wired/xor", revision="main")
     with pytest.raises(UsageError, match="do not fit"):
         Board("gpt2", ("a",), {"tok": 8}, Size(layers=1, heads=1, d_head=8))
     program = Program(("a", "b"))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from underhood.fronts import hooks, run_with_cache, run_with_hooks
     from underhood.loader import load
     from underhood.methods import compare, decompose, develop, locate, read, steer, vision
+    from underhood.organisms import organism
     from underhood.view import Result, View
 
 _WHERE = {
@@ -53,7 +54,7 @@ _WHERE = {
     **dict.fromkeys(("hooks", "run_with_cache", "run_with_hooks"), "fronts"),
     **dict.fromkeys(
         ("compare", "decompose", "develop", "locate", "read", "steer", "vision"), "methods"),
-    "Result": "view", "View": "view",
+    "Result": "view", "View": "view", "organism": "organisms",
 }  # fmt: skip
 
 _PACKAGES = ("circuits", "organisms")
@@ -62,7 +63,7 @@ __all__ = [
     "Edit", "Explanation", "Gate", "Generation", "Model", "Pairs", "Plan", "Result", "Run",
     "Schedule", "Site", "Tokens", "UnderhoodError", "View", "Where", "add", "affine", "attend",
     "call", "circuits", "clamp_feature", "compare", "decompose", "develop", "explain", "hooks",
-    "load", "locate", "mean", "organisms", "patch", "project_out", "read", "route",
+    "load", "locate", "mean", "organism", "organisms", "patch", "project_out", "read", "route",
     "run_with_cache", "run_with_hooks", "scale", "set_to", "steer", "swap_subspace", "vision",
     "zero",
 ]  # fmt: skip

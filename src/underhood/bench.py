@@ -78,9 +78,9 @@ def circuit_bench(
 
 def _row(organism: Wired, columns: Sequence[str]) -> Row:
     wiring = Wiring(organism.model)
-    pairs = organism.pairs(PROMPTS).encode(organism.model)
+    pairs = organism.pairs(n=PROMPTS).encode(organism.model)
     metric = metric_named("logit_diff")
-    truth = organism.truth["resample"]
+    truth = organism.truth.edges["resample"]
     exact = edge_scores(wiring, pairs, metric, method="exact")
     found: dict[str, Recovery | None] = {}
     for column in columns:
@@ -107,6 +107,10 @@ def _scores(wiring: Wiring, pairs: EncodedPairs, method: str, steps: int) -> Sco
         return None
 
 
+def _short(row: Row) -> str:
+    return row.organism.name.removeprefix("wired/")
+
+
 def page(rows: Sequence[Row]) -> str:
     """The page, as Markdown."""
     columns = list(rows[0].found)
@@ -114,8 +118,8 @@ def page(rows: Sequence[Row]) -> str:
         "# Circuits that are known",
         "",
         "Small transformers whose weights were set by hand, or compiled from a small program, with"
-        " every true edge known (`uh.organisms.wired(NAME).card` says why each is true). An edge is"
-        " true when the logit difference changes if that edge alone carries the contrast's value."
+        " every true edge known (`underhood organisms show wired/NAME` says why each is true). An"
+        " edge is true when the logit difference changes if that edge alone carries the contrast's value."
         " Written by `underhood bench circuits --write`; the numbers are of 16 pairs each.",
         "",
         "## Does the ranking find the true edges?",
@@ -128,9 +132,10 @@ def page(rows: Sequence[Row]) -> str:
         "|---|---|" + "---|" * len(columns),
     ]
     for row in rows:
-        o = row.organism
+        truth = row.organism.truth.edges["resample"]
         cells = " | ".join(_cell(row.found[c]) for c in columns)
-        lines.append(f"| {o.name} | {len(o.truth['resample'])} / {len(o.edges)} | {cells} |")
+        edges = f"{len(truth)} / {len(row.organism.edges)}"
+        lines.append(f"| {_short(row)} | {edges} | {cells} |")
     lines += [
         "",
         "The same as InterpBench counts it (ten sizes, greedy selection, coarse):",
@@ -142,7 +147,7 @@ def page(rows: Sequence[Row]) -> str:
         cells = " | ".join(
             f"{found.auroc_mib:.2f}" if (found := row.found[c]) else "-" for c in columns
         )
-        lines.append(f"| {row.organism.name} | {cells} |")
+        lines.append(f"| {_short(row)} | {cells} |")
     return "\n".join([*lines, *_circuits(rows)]) + "\n"
 
 
@@ -168,7 +173,7 @@ def _circuits(rows: Sequence[Row]) -> list[str]:
         missing = ", ".join(f"`{e}`" for e in row.missing[:3]) or "none"
         more = f" and {len(row.missing) - 3} more" if len(row.missing) > 3 else ""
         lines.append(
-            f"| {row.organism.name} | {row.size} | {row.kept:.2f}"
+            f"| {_short(row)} | {row.size} | {row.kept:.2f}"
             f" | {round(row.random, 2) + 0.0:.2f} | {missing}{more} | {row.extra} |"
         )
     return lines

@@ -20,8 +20,9 @@ def load(
     """A `Model` from a name, a folder, or a module that is in memory.
 
     Args:
-        model: None for the built-in model; an organism's name ("town"); "random/FAMILY" for a tiny
-            random model of a family; a folder; a hub id ("gpt2"); or a torch module.
+        model: None for the built-in model; an organism's name ("town", "wired/xor"), or one of the
+            steps that it grew through ("growth/induction@400"); "random/FAMILY" for a tiny random
+            model of a family; a folder; a hub id ("gpt2"); or a torch module.
         tokenizer: With a module: its tokenizer, if it reads text.
         options: `device`, `dtype`, `revision`, `pad_token`, `trust_remote_code`; see
             `core.loading.from_pretrained`.
@@ -41,9 +42,22 @@ def load(
         return _random(name, options)
     from underhood.organisms import organism, organisms
 
-    if name in organisms():
-        return from_pretrained(str(organism(name).folder), label=name, **options)
-    return from_pretrained(name, **options)
+    known, _, step = name.partition("@")
+    if known not in organisms():
+        return from_pretrained(name, **options)
+    if step:
+        options["step"] = _step(name, step)
+    return organism(known).load(**options)
+
+
+def _step(name: str, step: str) -> int:
+    if not step.isdecimal():
+        raise ModelNotFound(
+            f"{step!r} is no step of a training run",
+            given=name,
+            do='write the number of a step after the "@", e.g. "growth/induction@400"',
+        )
+    return int(step)
 
 
 def _random(name: str, options: dict[str, Any]) -> Model:

@@ -203,7 +203,7 @@ def test_minimality_is_the_loss_without_a_node(judged):
 def small_judge(metric_name: str) -> Judge:
     """A model of one layer, 23 edges: the plain loop takes a pass for each."""
     known = wired("sort_unique")
-    pairs = known.pairs(3).encode(known.model)
+    pairs = known.pairs(n=3).encode(known.model)
     return Judge(Wiring(known.model), pairs, metric_named(metric_name))
 
 

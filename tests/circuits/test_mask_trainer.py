@@ -22,16 +22,13 @@ from underhood.circuits.masks import (
 from underhood.circuits.score import edge_scores
 from underhood.circuits.wiring import Wiring
 from underhood.core.errors import NotFinite, OutOfRange, ShapeMismatch, UsageError
-from underhood.data import EncodedPairs, Pairs, metric_named
+from underhood.data import EncodedPairs, metric_named
 from underhood.organisms import organism
 from underhood.organisms.wired_models import wired
 
 
 def town_pairs(task: str, n: int) -> EncodedPairs:
-    rows = organism("town").pairs(task, n)
-    columns = zip(*((r.clean, r.contrast, r.answer, r.wrong) for r in rows), strict=True)
-    clean, contrast, right, wrong = (list(c) for c in columns)
-    return Pairs(clean, contrast, right, wrong).encode(uh.load())
+    return organism("town").pairs(task, n).encode(uh.load())
 
 
 # The gradient ------------------------------------------------------------------------------------
@@ -201,19 +198,19 @@ def test_losses_that_are_no_numbers_and_odds_that_do_not_fit_are_refused():
 )  # fmt: skip
 def test_wired_edges_are_recovered_exactly(name, kind, loss, metric):
     made = wired(name)
-    pairs, wiring = made.pairs(16).encode(made.model), Wiring(made.model)
+    pairs, wiring = made.pairs(n=16).encode(made.model), Wiring(made.model)
     recipe = Recipe(kind=kind, steps=40, batch=4)
     found = circuit_masks(wiring, pairs, metric, recipe, loss=loss)
-    assert set(found.circuit.edges) == made.truth["resample"]
+    assert set(found.circuit.edges) == made.truth.edges["resample"]
     # The scores rank the true edges first.
-    best = found.scores.top(len(made.truth["resample"]), prune=False)
-    assert set(best.edges) == made.truth["resample"]
+    best = found.scores.top(len(made.truth.edges["resample"]), prune=False)
+    assert set(best.edges) == made.truth.edges["resample"]
 
 
 def test_a_sparsity_recovers_them_too_and_can_start_from_scores(metric):
     made = wired("induction")
-    pairs, wiring = made.pairs(16).encode(made.model), Wiring(made.model)
-    truth = made.truth["resample"]
+    pairs, wiring = made.pairs(n=16).encode(made.model), Wiring(made.model)
+    truth = made.truth.edges["resample"]
     recipe = Recipe(sparsity=1 - len(truth) / wiring.graph.n_edges, steps=45, batch=4)
     scores = edge_scores(wiring, pairs, metric, steps=3)
     found = circuit_masks(wiring, pairs, metric, recipe, init=scores)
@@ -222,7 +219,7 @@ def test_a_sparsity_recovers_them_too_and_can_start_from_scores(metric):
 
 def test_a_warm_start_reaches_the_same_loss_in_fewer_steps(metric):
     made = wired("xor")
-    pairs, wiring = made.pairs(16).encode(made.model), Wiring(made.model)
+    pairs, wiring = made.pairs(n=16).encode(made.model), Wiring(made.model)
     scores = edge_scores(wiring, pairs, metric, steps=3)
     # The control: the same scores, dealt out among the edges anew.
     real = wiring.graph.real

@@ -1,5 +1,7 @@
 """Cut edges: both ends are the model's own runs, and what lies between equals a plain forward."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +12,16 @@ import underhood as uh
 from underhood.circuits.graph import Graph
 from underhood.circuits.wiring import Wiring
 from underhood.core.errors import NotOffered, SiteNotFound
+from underhood.organisms.tiny_families import FAMILY_TABLE
 
-FAMILIES = (
-    "gpt2", "gpt_neox", "gptj", "gpt_neo", "bloom", "falcon", "opt", "codegen", "mpt", "llama",
-    "mistral", "mixtral", "qwen2", "qwen3", "qwen3_next", "gemma", "gemma2", "gemma3", "gpt_oss",
-    "deepseek_v3", "olmo", "olmo2", "olmoe", "phi", "phi3", "stablelm", "starcoder2", "cohere",
-    "granite", "glm4", "smollm3", "nemotron", "persimmon", "mamba", "mamba2", "jamba", "bamba",
-    "rwkv", "recurrent_gemma",
-)  # fmt: skip
+ROOT = Path(__file__).parents[2]
+FAMILIES = tuple(name for name, (_, _, kind) in FAMILY_TABLE.items() if kind == "causal")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_the_docs_count_the_families_that_are_tested(page: str) -> None:
+    said = re.findall(r"\bin (\d+) families", (ROOT / page).read_text(encoding="utf-8"))
+    assert said == [str(len(FAMILIES))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from underhood.cli.app import app\n"
-        "for words in (['--help'], ['run', '--help'], ['organisms', 'train', '--help']):\n"
+        "for words in (['--help'], ['run', '--help'], ['organisms', 'build', '--help']):\n"
         "    assert CliRunner().invoke(app, words).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'numpy', 'xarray', 'scipy', 'huggingface_hub'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
@@ -182,33 +182,40 @@ def test_generate_samples_with_a_seed() -> None:
 def test_organisms_list_show_and_check() -> None:
     assert good("organisms") == good("organisms", "list")
     card = json.loads(good("organisms", "show", "town", "--json"))
-    assert card == json.loads(good("organisms", "list", "--json"))[0]
+    assert card in json.loads(good("organisms", "list", "--json"))
     assert f"parameters\t{card['parameters']}" in good("organisms", "show", "town")
+    assert "what is inside" in good("organisms", "show", "wired/induction")
     header, *found = rows(good("organisms", "check", "town", "--n", "20"))
     assert header[0] == "task"
     assert [row[0] for row in found] == list(card["tasks"])
     assert all(float(row[1]) > 0.8 for row in found)
 
 
-def test_organisms_train_passes_its_options_on(
+def test_organisms_build_passes_its_options_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from underhood.organisms import organism, trainer
 
     seen: dict[str, object] = {}
 
-    def train(name: str, **options: object) -> object:
-        seen.update(options, name=name)
-        return organism(name).card
+    def train(what: object, **options: object) -> object:
+        seen.update(options, what=what)
+        return organism("town").card
 
     monkeypatch.setattr(trainer, "train", train)
     words = ("--steps", "7", "--out", str(tmp_path), "--no-resume", "--seed", "3", "--quiet")
-    header, *found = rows(good("organisms", "train", "town", *words))
-    assert header == ["task", "accuracy", "probability", "prompts"]
+    header, *found = rows(good("organisms", "build", "town", *words))
+    assert header == ["task", "accuracy", "prompts", "more"]
     assert [row[0] for row in found] == list(organism("town").tasks)
     assert seen == {
-        "name": "town", "out": tmp_path, "steps": 7, "resume": False, "seed": 3, "progress": False,
+        "what": organism("town"), "out": tmp_path, "steps": 7, "resume": False, "seed": 3,
+        "progress": False,
     }  # fmt: skip
+
+
+def test_organisms_build_writes_the_card_of_a_wired_one(tmp_path: Path) -> None:
+    good("organisms", "build", "wired/xor", "--out", str(tmp_path), "--quiet")
+    assert json.loads((tmp_path / "card.json").read_text())["tasks"]["xor"]["accuracy"] == 1.0
 
 
 def test_check_prints_every_law_and_fails_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +351,7 @@ def test_run_pairs_from_flags_and_from_a_file(tmp_path: Path) -> None:
         (["generate", "Mary", "--seed", "1"], 2, "--sample"),
         (["generate", "Mary", "-m", "random/gpt2"], 3, "tokenizer"),
         (["organisms", "show", "village"], 2, "town"),
-        (["organisms", "train", "village"], 2, "town"),
+        (["organisms", "build", "village"], 2, "town"),
     ],
 )
 def test_refusals(words: list[str], code: int, said: str) -> None:

@@ -213,7 +213,7 @@ def test_an_empty_plan_is_no_plan(family: str) -> None:
         if isinstance(given, Tensor):
             bare = m.module(given)
         else:
-            plain = {"use_cache": False} if "use_cache" in m._forward_names else {}
+            plain = {"use_cache": False} if "use_cache" in m.forward_names else {}
             bare = m.module(**given, **plain)
     run = m.run(given, edits=Plan())
     theirs = bare if isinstance(bare, Tensor) else bare.logits

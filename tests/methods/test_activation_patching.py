@@ -35,11 +35,7 @@ def random_pair() -> Pairs:
 
 
 def town_pairs(n: int, seed: int = 0) -> Pairs:
-    drawn = organism("town").pairs("indirect_object", n, seed)
-    return Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    return organism("town").pairs("indirect_object", n, seed)
 
 
 # The oracle: torch hooks on the Hugging Face modules, and nothing of underhood -------------------
@@ -449,13 +445,9 @@ def test_the_strongest_units() -> None:
 
 
 def test_means_of_positions_and_learned_constants(town: Model) -> None:
-    drawn = list(organism("town").pairs("indirect_object", 12, 0))
-    length = town.tokens(drawn[0].clean).lengths[0]
-    drawn = [p for p in drawn if town.tokens(p.clean).lengths[0] == length][:3]
-    pairs = Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    drawn = organism("town").pairs("indirect_object", 12)
+    lengths = town.tokens(list(drawn.clean)).lengths
+    pairs = drawn[[i for i, length in enumerate(lengths) if length == lengths[0]][:3]]
     assert len(pairs) > 1
     encoded = pairs.encode(town)
     options: dict[str, Any] = {

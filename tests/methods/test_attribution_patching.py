@@ -36,11 +36,7 @@ def town() -> Model:
 
 
 def town_pairs(n: int, seed: int = 0) -> Pairs:
-    drawn = organism("town").pairs("indirect_object", n, seed)
-    return Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    return organism("town").pairs("indirect_object", n, seed)
 
 
 class _Same(nn.Module):

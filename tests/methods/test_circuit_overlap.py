@@ -29,8 +29,7 @@ def said(result: Result) -> str:
 
 
 def town(task: str, n: int) -> Pairs:
-    rows = [vars(pair) for pair in organism("town").pairs(task, n)]
-    return Pairs.from_rows(rows, ignore=["task"])
+    return organism("town").pairs(task, n)
 
 
 # Overlap -----------------------------------------------------------------------------------------

@@ -12,20 +12,16 @@ from underhood.organisms import organism, wired
 
 
 def town_pairs(model: uh.Model, task: str, n: int) -> uh.Pairs:
-    drawn = organism("town").pairs(task, n)
-    return uh.Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    ).usable(model)  # fmt: skip
+    return organism("town").pairs(task, n).usable(model)
 
 
 @pytest.mark.parametrize("name", ["induction", "gqa", "decoy", "parallel"])
 def test_the_circuit_of_a_wired_model_is_the_true_one(name):
     """At target 0.9 it holds the true edges and nothing of the decoy."""
     known = wired(name)
-    found = circuit(known.model, known.pairs(24), by="exact", target=0.9, draws=3)
+    found = circuit(known.model, known.pairs(n=24), by="exact", target=0.9, draws=3)
     inside = set(found["name"].values[found["in_circuit"].values])
-    assert inside == set(known.truth["resample"])
+    assert inside == set(known.truth.edges["resample"])
     assert float(found["f"]) == pytest.approx(1, abs=1e-3)
     assert abs(float(found["f_rest"])) < 0.2
     assert float(found["f_same_size"].mean()) < 0.5
@@ -35,7 +31,7 @@ def test_a_backup_is_left_out_and_the_rest_tells():
     """With the primary head cut its backup takes over: the circuit alone does not show it."""
     known = wired("backup")
     wiring = Wiring(known.model)
-    judge = Judge(wiring, known.pairs(8).encode(known.model), metric_named("logit_diff"))
+    judge = Judge(wiring, known.pairs(n=8).encode(known.model), metric_named("logit_diff"))
     whole = Circuit.whole(wiring.graph)
     primary, backup = (name.split("+") for name in known.joint if "+" in name).__next__()
     cut = [whole.without(primary), whole.without(backup), whole.without(primary).without(backup)]
@@ -59,24 +55,24 @@ def test_it_is_judged_on_prompts_that_did_not_choose_it():
 @pytest.mark.parametrize("choose", ["greedy", "acdc"])
 def test_other_ways_to_choose(choose):
     known = wired("induction")
-    found = circuit(known.model, known.pairs(4), by="eap", choose=choose, draws=2)
+    found = circuit(known.model, known.pairs(n=4), by="eap", choose=choose, draws=2)
     inside = set(found["name"].values[found["in_circuit"].values])
-    assert set(known.truth["resample"]) <= inside
+    assert set(known.truth.edges["resample"]) <= inside
     assert float(found["f"]) > 0.9
 
 
 def test_a_number_of_edges_instead_of_a_target():
     known = wired("induction")
-    found = circuit(known.model, known.pairs(4), edges=5, draws=2)
+    found = circuit(known.model, known.pairs(n=4), edges=5, draws=2)
     assert int(found["in_circuit"].sum()) <= 5
     with pytest.raises(UsageError, match="pruned away"):
-        circuit(known.model, known.pairs(4), edges=1, draws=2)
+        circuit(known.model, known.pairs(n=4), edges=1, draws=2)
 
 
 @pytest.mark.parametrize("ablation", ["mean", "mean-position", "zero"])
 def test_every_ablation_has_a_circuit(ablation):
     known = wired("induction")
-    found = circuit(known.model, known.pairs(6), by="eap", ablation=ablation, draws=2)
+    found = circuit(known.model, known.pairs(n=6), by="eap", ablation=ablation, draws=2)
     assert found.provenance["ablation"] == ablation
     assert np.isfinite(float(found["f"]))
 
@@ -84,6 +80,6 @@ def test_every_ablation_has_a_circuit(ablation):
 def test_bad_requests():
     known = wired("induction")
     with pytest.raises(OutOfRange):
-        circuit(known.model, known.pairs(4), held_out=1.0)
+        circuit(known.model, known.pairs(n=4), held_out=1.0)
     with pytest.raises(UsageError, match="a target is a share"):
-        circuit(known.model, known.pairs(4), target=1.5)
+        circuit(known.model, known.pairs(n=4), target=1.5)

@@ -29,11 +29,7 @@ def town() -> Model:
 
 
 def task(name: str, n: int = 24, seed: int = 0) -> Pairs:
-    drawn = organism("town").pairs(name, n, seed)
-    return Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    return organism("town").pairs(name, n, seed)
 
 
 def random_pairs(seed: int, n: int = 8) -> Pairs:

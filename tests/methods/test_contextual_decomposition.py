@@ -230,9 +230,9 @@ def brute(wiring: Wiring, pairs: EncodedPairs, node: int) -> float:
 
 def test_in_a_linear_model_contributions_are_exact() -> None:
     organism = wired("linear")
-    found = contextual_decomposition(organism.model, organism.pairs(8))
+    found = contextual_decomposition(organism.model, organism.pairs(n=8))
     wiring = Wiring(organism.model)
-    pairs = organism.pairs(8).encode(organism.model)
+    pairs = organism.pairs(n=8).encode(organism.model)
     values = found["contribution"].values
     for node in everything(wiring):
         assert abs(values[node] - brute(wiring, pairs, node)) < 1e-3
@@ -249,7 +249,7 @@ def said(result: Result) -> str:
 
 def test_induction_is_found_through_values_and_what_patterns_hide_is_said() -> None:
     organism = wired("induction")
-    found = contextual_decomposition(organism.model, organism.pairs(16), verify=11)
+    found = contextual_decomposition(organism.model, organism.pairs(n=16), verify=11)
     values = found["contribution"]
     order = values["node"].values[np.argsort(-np.abs(values.values))]
     assert list(order[:2]) == ["a1.h1", "input"]
@@ -279,16 +279,16 @@ def test_in_the_built_in_model_it_agrees_with_exact_patching() -> None:
 
 def test_a_mean_is_another_reference() -> None:
     organism = wired("linear")
-    found = contextual_decomposition(organism.model, organism.pairs(8), reference="mean")
+    found = contextual_decomposition(organism.model, organism.pairs(n=8), reference="mean")
     # Linear: what is measured against the mean is what ablating to the mean takes away.
     np.testing.assert_allclose(found["contribution"].values, found["exact"].values, atol=1e-3)
-    other = contextual_decomposition(organism.model, organism.pairs(8))
+    other = contextual_decomposition(organism.model, organism.pairs(n=8))
     assert np.abs(found["contribution"] - other["contribution"]).max() > 0.1
 
 
 def test_the_control_is_a_direction_of_equal_norm() -> None:
     organism = wired("induction")
-    found = contextual_decomposition(organism.model, organism.pairs(8), draws=20)
+    found = contextual_decomposition(organism.model, organism.pairs(n=8), draws=20)
     assert found["control"].shape == (20, 11)
     assert float(found["contribution"].sel(node="a1.h1")) > float(found["chance"]) > 0
     assert abs(float(found["control"].sel(node="a1.h1").mean())) < 5
@@ -308,10 +308,10 @@ def test_a_random_direction_starts_with_the_nodes_norm() -> None:
 
 def test_what_cannot_be_asked() -> None:
     organism = wired("linear")
-    with pytest.raises(OutOfRange, match="too few"):
-        contextual_decomposition(organism.model, organism.pairs(2), draws=0)
+    with pytest.raises(OutOfRange, match="at least"):
+        contextual_decomposition(organism.model, organism.pairs(n=2), draws=0)
     with pytest.raises(UsageError, match="biases"):
-        Decomposition(Wiring(organism.model), organism.pairs(2).encode(organism.model).clean,
+        Decomposition(Wiring(organism.model), organism.pairs(n=2).encode(organism.model).clean,
                       biases="none")  # fmt: skip
-    bare = contextual_decomposition(organism.model, organism.pairs(1), verify=0)
+    bare = contextual_decomposition(organism.model, organism.pairs(n=1), verify=0)
     assert "exact" not in bare.data and np.isnan(bare["sem"].values).all()

@@ -12,7 +12,7 @@ import underhood as uh
 from underhood.core.errors import NotOffered, PairError, UsageError
 from underhood.data import Pairs, logit_diff
 from underhood.methods.read.direct_attribution import direct_attribution
-from underhood.organisms import join, organism
+from underhood.organisms import organism
 from underhood.view import Result
 from underhood.view.doc import Group
 
@@ -36,13 +36,7 @@ def _views(result: Result) -> list[Any]:
 
 
 def _town(n: int = 8) -> Pairs:
-    rows = organism("town").cases("indirect_object", n, seed=3)
-    return Pairs(
-        [join(c.words) for c in rows],
-        [join(c.contrast) for c in rows],
-        [c.answer for c in rows],
-        [c.wrong for c in rows],
-    )
+    return organism("town").pairs("indirect_object", n, seed=3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,11 +28,7 @@ def town() -> Model:
 
 def task(name: str, n: int = 24, seed: int = 0, form: str = "") -> Pairs:
     drawn = organism("town").pairs(name, n * 20 if form else n, seed)
-    drawn = [p for p in drawn if re.fullmatch(form or ".*", p.clean)][:n]
-    return Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    return drawn[[i for i, text in enumerate(drawn.clean) if re.fullmatch(form or ".*", text)][:n]]
 
 
 def asked_of(model: Model, n: int = 8) -> Pairs:

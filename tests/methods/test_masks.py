@@ -197,10 +197,7 @@ def test_surprisals_of_a_model_of_bigrams_correlate_with_bigrams():
 
 @pytest.mark.parametrize("loss", ["bigram", "kl"])
 def test_weight_masks_by_name(loss):
-    town, rows = uh.load(), organism("town").pairs("capitals", 6)
-    columns = zip(*((r.clean, r.contrast, r.answer, r.wrong) for r in rows), strict=True)
-    clean, contrast, right, wrong = (list(c) for c in columns)
-    pairs = Pairs(clean, contrast, right, wrong)
+    town, pairs = uh.load(), organism("town").pairs("capitals", 6)
     found = masks(town, pairs, level="weight", loss=loss, steps=12, draws=2, batch_size=4, lr=0.05)
     assert float(found["loss_mask"]) < float(found["loss_random"].min())
     assert float(found["loss_mask"]) < float(found["loss_removed"])
@@ -289,9 +286,9 @@ def test_two_heads_that_are_needed_together_are_found_together():
 
 def test_edge_masks_beside_edge_attribution_and_chance():
     made = wired("induction")
-    found = masks(made.model, made.pairs(16), steps=45, batch_size=4, draws=4)
+    found = masks(made.model, made.pairs(n=16), steps=45, batch_size=4, draws=4)
     chosen = found["name"].values[found["in_circuit"].values]
-    assert set(chosen.tolist()) == made.truth["resample"]
+    assert set(chosen.tolist()) == made.truth.edges["resample"]
     assert float(found["f"]) == pytest.approx(1.0, abs=1e-3)
     assert float(found["f_random"].max()) < 0.5 and float(found["kl_random"]) > 0.1
     assert float(found["kl"]) == pytest.approx(0, abs=1e-4)
@@ -302,9 +299,9 @@ def test_edge_masks_beside_edge_attribution_and_chance():
 
 def test_node_masks_count_nodes():
     made = wired("induction")
-    found = masks(made.model, made.pairs(8), level="node", steps=40, batch_size=4, draws=3)
+    found = masks(made.model, made.pairs(n=8), level="node", steps=40, batch_size=4, draws=3)
     chosen = {str(n) for n in found["node"].values[found["in_circuit"].values]}
-    nodes = {edge.split("->")[0] for edge in made.truth["resample"]} - {"input"}
+    nodes = {edge.split("->")[0] for edge in made.truth.edges["resample"]} - {"input"}
     assert chosen == nodes
     assert int(found["size"]) == len(nodes) and float(found["f"]) > 0.99
     assert float(found["f_eap_ig"]) <= 1.001
@@ -325,7 +322,7 @@ def test_node_masks_count_nodes():
 def test_what_would_be_ignored_or_empty_is_refused(given, error):
     made = wired("shift_by")
     with pytest.raises(error):
-        masks(made.model, made.pairs(4), **given)
+        masks(made.model, made.pairs(n=4), **given)
 
 
 def test_models_without_edges_are_sent_away():

@@ -47,7 +47,7 @@ def said(result: Result) -> str:
 @pytest.mark.parametrize("kind", ["heads", "all"])
 def test_a_backup_is_found_from_the_head_that_it_backs_up(kind: Any) -> None:
     organism = wired("backup")
-    found = redundancy(organism.model, organism.pairs(16), nodes=kind)
+    found = redundancy(organism.model, organism.pairs(n=16), nodes=kind)
     assert names(found) == ["a0.h0+a1.h3"]
     joint = float(found["joint"][0])
     assert abs(joint - organism.joint["a0.h0+a1.h3"]) < 0.01
@@ -65,7 +65,7 @@ def test_a_backup_is_found_from_the_head_that_it_backs_up(kind: Any) -> None:
 def test_heads_that_show_nothing_alone_are_found_by_groups(top: int) -> None:
     """With the strongest single head alone (any of eight zeros) there is nothing to go on from."""
     organism = wired("redundant")
-    found = redundancy(organism.model, organism.pairs(16), top=top)
+    found = redundancy(organism.model, organism.pairs(n=16), top=top)
     assert np.abs(found["single"].values).max() < 1e-3
     truth = {name: value for name, value in organism.joint.items() if name.count("+") == 1}
     assert set(names(found)) == set(truth)
@@ -78,7 +78,7 @@ def test_heads_that_show_nothing_alone_are_found_by_groups(top: int) -> None:
 @pytest.mark.parametrize("name", ["induction", "xor", "linear"])
 def test_nothing_is_found_where_nothing_backs_up(name: str) -> None:
     organism = wired(name)
-    found = redundancy(organism.model, organism.pairs(16), nodes="all")
+    found = redundancy(organism.model, organism.pairs(n=16), nodes="all")
     assert names(found) == [] and "No nodes stand in for each other" in said(found)
     views: Any = found.view
     assert np.nanmax(np.array(views.views[-1].values, dtype=float)) < 0.1
@@ -86,7 +86,7 @@ def test_nothing_is_found_where_nothing_backs_up(name: str) -> None:
 
 def test_parts_in_series_have_a_negative_interaction() -> None:
     organism = wired("induction")
-    found = redundancy(organism.model, organism.pairs(16))
+    found = redundancy(organism.model, organism.pairs(n=16))
     alone = float(found["single"].sel(node="a0.h2"))
     later = float(found["conditional"].sel(part="a1.h1", node="a0.h2"))
     assert alone > 0.3 and abs(later) < 1e-3
@@ -95,8 +95,7 @@ def test_parts_in_series_have_a_negative_interaction() -> None:
 def test_the_late_heads_of_the_town_are_backups_only_in_part() -> None:
     from underhood.organisms import organism
 
-    rows = [vars(pair) for pair in organism("town").pairs("induction", 6)]
-    found = redundancy(uh.load(), Pairs.from_rows(rows, ignore=["task"]), top=3, draws=5)
+    found = redundancy(uh.load(), organism("town").pairs("induction", 6), top=3, draws=5)
     assert all(set(name.split("+")) <= {f"a1.h{h}" for h in range(4)} for name in names(found))
     assert "in part back each other up" in said(found)
 
@@ -203,7 +202,7 @@ def test_prompts_of_unlike_length_keep_their_own_positions() -> None:
 def test_numbers_do_not_depend_on_the_batch_size() -> None:
     organism = wired("backup")
     one, other = (
-        redundancy(organism.model, organism.pairs(6), batch_size=size, draws=5)
+        redundancy(organism.model, organism.pairs(n=6), batch_size=size, draws=5)
         for size in (None, 5)
     )
     for name in ("single", "conditional", "joint", "interaction", "control_interaction"):
@@ -215,7 +214,7 @@ def test_numbers_do_not_depend_on_the_batch_size() -> None:
 
 def test_refusals() -> None:
     organism = wired("backup")
-    pairs = organism.pairs(4)
+    pairs = organism.pairs(n=4)
     for wrong in ({"top": 0}, {"largest": 1}, {"draws": 0}, {"threshold": 0.0}, {"held_out": 1.0}):
         with pytest.raises(OutOfRange):
             redundancy(organism.model, pairs, **wrong)  # pyright: ignore[reportArgumentType]
@@ -229,10 +228,10 @@ def test_refusals() -> None:
 
 def test_one_prompt_says_that_it_is_one_and_the_result_can_be_kept(tmp_path: Any) -> None:
     organism = wired("backup")
-    found = redundancy(organism.model, organism.pairs(1), draws=3)
+    found = redundancy(organism.model, organism.pairs(n=1), draws=3)
     assert "Found and measured on the same prompt" in said(found)
     assert np.isnan(found["interaction_low"].values).all()
     again = Result.load(found.save(tmp_path / "found"))
     assert again.data.equals(found.data) and again.provenance["sets"] > 8
-    empty = redundancy(wired("induction").model, wired("induction").pairs(4), draws=3)
+    empty = redundancy(wired("induction").model, wired("induction").pairs(n=4), draws=3)
     assert Result.load(empty.save(tmp_path / "none"))["circuit"].size == 0

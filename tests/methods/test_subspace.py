@@ -58,11 +58,7 @@ def town() -> Model:
 
 
 def town_pairs(task: str, n: int, *, split: Any = "test") -> Pairs:
-    drawn = organism("town").pairs(task, n, 0, split=split)
-    return Pairs(
-        [p.clean for p in drawn], [p.contrast for p in drawn],
-        [p.answer for p in drawn], [p.wrong for p in drawn],
-    )  # fmt: skip
+    return organism("town").pairs(task, n, 0, split=split)
 
 
 def _wire(net: Any) -> None:

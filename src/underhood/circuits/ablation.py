@@ -9,6 +9,7 @@ The choice is part of every result: circuits differ with it (Miller et al., 2024
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,18 @@ from underhood.circuits.wiring import Wiring, Writes
 from underhood.core.errors import ShapeMismatch, UsageError
 from underhood.data import EncodedPairs
 
-__all__ = ["ABLATIONS", "Ablation"]
+__all__ = ["ABLATIONS", "Ablation", "cutting"]
 
 ABLATIONS = ("resample", "mean", "mean-position", "zero")
+
+
+def cutting(wiring: Wiring, ablation: str) -> dict[str, Any]:
+    """What cutting an edge means: part of the `how` of every score and circuit."""
+    return {
+        "ablation": ablation,
+        "experts": wiring.graph.experts,
+        "freeze_routing": wiring.freeze_routing,
+    }
 
 
 class Ablation:
@@ -64,8 +74,8 @@ class Ablation:
     def _averages(self, pairs: EncodedPairs, size: int) -> list[Tensor]:
         sums: list[Tensor] = []
         count = torch.zeros(1)
-        for first in range(0, len(pairs), size):
-            part = pairs.rows(range(first, min(first + size, len(pairs))))
+        for rows in pairs.blocks(size):
+            part = pairs.rows(rows)
             for tokens in (part.clean, part.contrast):
                 values = [v.double() for v in self.wiring.writes(tokens).values]
                 self.passes += 1

@@ -13,11 +13,13 @@ Source: Conmy et al., 2023, "Towards Automated Circuit Discovery".
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from underhood.circuits.ablation import cutting
 from underhood.circuits.circuit import Circuit, Scores
 from underhood.circuits.faithfulness import Judge
 from underhood.core.errors import UsageError
@@ -73,8 +75,12 @@ def acdc(
         ahead = min(AHEAD, 2 * ahead) if went == len(trials) else max(1, ahead // 2)
         if progress is not None:
             progress(done, len(order))
-    how = {"method": "acdc", "threshold": threshold, "ablation": judge.ablation}
-    return Circuit(graph, mask, how | {"metric": judge.metric.name}).pruned()
+    return Circuit(graph, mask, _how(judge) | {"threshold": threshold}).pruned()
+
+
+def _how(judge: Judge) -> dict[str, Any]:
+    made = {"method": "acdc", "metric": judge.metric.name, "prompts": len(judge.pairs)}
+    return made | cutting(judge.wiring, judge.ablation)
 
 
 def _without(mask: Tensor, trials: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -104,5 +110,4 @@ def acdc_scores(judge: Judge, thresholds: Sequence[float] = THRESHOLDS) -> Score
     for threshold in sorted(thresholds):
         kept = acdc(judge, threshold, start=kept)
         values[kept.mask] = threshold
-    how = {"method": "acdc", "metric": judge.metric.name, "ablation": judge.ablation}
-    return Scores(graph, values, how)
+    return Scores(graph, values, _how(judge))

@@ -151,7 +151,7 @@ class Scores:
                 "some edge scores are not numbers",
                 given=f"{int((~torch.isfinite(real)).sum())} of {real.numel()}",
                 why="a gradient or an activation overflowed",
-                do="use a higher precision, or metric=logit_diff",
+                do='use float32, or metric="logit_diff"',
             )
         values = torch.where(self.graph.real, self.values, 0.0).float()
         object.__setattr__(self, "values", values)
@@ -169,6 +169,15 @@ class Scores:
         circuit = Circuit(self.graph, mask, {**self.how, **how})
         return circuit.pruned() if prune else circuit
 
+    def _check_count(self, count: int, given: int | float) -> None:
+        if not 0 <= count <= self.graph.n_edges:
+            raise OutOfRange(
+                "no circuit has this many edges",
+                given=given,
+                why=f"the graph of {self.graph.name} has {self.graph.n_edges}",
+                do=f"use 0 to {self.graph.n_edges}",
+            )
+
     def top(self, n: int | float, *, signed: bool = False, prune: bool = True) -> Circuit:
         """The n best edges.
 
@@ -181,13 +190,7 @@ class Scores:
             OutOfRange: More edges than there are.
         """
         count = int(n * self.graph.n_edges) if isinstance(n, float) else n
-        if not 0 <= count <= self.graph.n_edges:
-            raise OutOfRange(
-                "there are not so many edges",
-                given=n,
-                why=f"{self.graph!r}",
-                do=f"use 0 to {self.graph.n_edges}, or a share such as 0.02",
-            )
+        self._check_count(count, n)
         mask = torch.zeros(self.graph.real.numel(), dtype=torch.bool)
         mask[self._ranking(signed)[:count]] = True
         mask = mask.view(self.graph.real.shape)
@@ -215,8 +218,7 @@ class Scores:
         Raises:
             OutOfRange: More edges than there are.
         """
-        if not 0 <= n <= self.graph.n_edges:
-            raise OutOfRange("there are not so many edges", given=n, do=f"{self.graph!r}")
+        self._check_count(n, n)
         value = self.values if signed else self.values.abs()
         last = len(self.graph.destinations) - 1
         mask = torch.zeros_like(self.graph.real)
@@ -268,7 +270,11 @@ def combine(scores: Sequence[Scores], how: str = "mean") -> Scores:
         UsageError: Nothing to combine, different graphs, or an unknown way.
     """
     if not scores or any(not s.graph.same(scores[0].graph) for s in scores):
-        raise UsageError("scores of one graph are needed", given=len(scores), do="give one or more")
+        raise UsageError(
+            "scores of one graph are needed",
+            given=", ".join(map(repr, scores)) or "none",
+            do="give one or more, of models with the same parts",
+        )
     ways = ("mean", "min", "max", "rank")
     if how not in ways:
         raise UsageError("no such way to combine scores", given=how, do=f"use {', '.join(ways)}")

@@ -259,7 +259,7 @@ class Decomposition:
 
     def _through(self, number: int, z: Tensor) -> Float[Tensor, "*rows pos head d_model"]:
         """What heads add to the stream, scale frozen; nothing but what is linear in z."""
-        writer, weight = self.graph.writers[number], self.wiring._weights[number]
+        writer, weight = self.graph.writers[number], self.wiring.outputs[number]
         assert weight is not None
         each = torch.einsum("...hd,hdm->...hm", z.unflatten(-1, (len(weight), -1)), weight)
         if writer.norm is None:

@@ -9,9 +9,10 @@ This is the truth that attribution scores estimate.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from underhood.circuits.wiring import Wiring, Writes, last_logits
@@ -101,16 +102,8 @@ class _Prompt:
             part = other.rows([row])
             part.values = [v[:, start : start + length] for v in part.values]
             self.other = part
-        answers, wrong = pairs.answers[row : row + 1], pairs.wrong[row : row + 1]
-
-        def read(logits: Tensor) -> Tensor:
-            n = len(logits)
-            kept = self.now.logits.expand(n, -1) if metric.uses_reference else None
-            ids = answers.expand(n, -1), wrong.expand(n, -1)
-            return metric(logits, *ids, reference=kept).double().cpu()
-
-        self.read = read
-        self.base = float(read(self.now.logits))
+        self.metric, self.pair = metric, pairs.rows([row])
+        self.base = float(self.read(self.now.logits))
         self.mixed = [wiring.mixed(i, self.now, self.other) for i in range(len(self.now.values))]
         taps = [Site("module_in", path=r.norm) if r.inside else r.tap for r in self.graph.readers]
         choices = {r.choice for r in self.graph.readers if r.choice is not None}
@@ -124,6 +117,15 @@ class _Prompt:
         self.flat = [run[tap].ndim < 3 for tap in taps]
         self.streams = [run[tap].view(shape) for tap in taps]
         self.places = self._places()
+
+    def read(
+        self, logits: Tensor, columns: Int[Tensor, " column"] | None = None
+    ) -> Float[Tensor, " rows"]:
+        """The metric of this prompt in each row; `columns`: those that the logits hold."""
+        n, pair = len(logits), self.pair
+        kept = self.now.logits.expand(n, -1) if self.metric.uses_reference else None
+        ids = self.metric.numbered(columns, pair.answers.expand(n, -1), pair.wrong.expand(n, -1))
+        return self.metric(logits, *ids, reference=kept).double().cpu()
 
     def _places(self) -> tuple[tuple[int, int], ...]:
         """Writer and number within it, for each source."""
@@ -170,8 +172,11 @@ class _Prompt:
         self._mask(edges, masked, into)
         if not cells:
             return None
-        options = {"batch_size": batch_size, "progress": progress}
-        swept = sweep(self.wiring.model, self.tokens, cells, self.read, **options)
+        columns = self.metric.needs_columns(self.pair.answers, self.pair.wrong)
+        swept = sweep(
+            self.wiring.model, self.tokens, cells, partial(self.read, columns=columns),
+            columns=columns, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
         into[numbers] = self.base - swept.values[:, 0]
         return swept.how, swept.passes
 

@@ -89,7 +89,7 @@ class Judge:
         columns = self.pairs.clean.ids.shape[1]
         self.size = self.batch_size or self.wiring.rows_per_pass(columns)
         self.cut = Ablation(self.wiring, self.pairs, self.ablation, self.size)
-        blocks = self._blocks()
+        blocks = self.pairs.blocks(self.size)
         logits = [last_logits(self.wiring.model, self.pairs.clean.rows(b))[0] for b in blocks]
         self.logits = torch.cat(logits)
         self.passes += len(blocks) + self.cut.passes
@@ -159,7 +159,9 @@ class Judge:
             UsageError: A target outside 0 to 1.
         """
         if not 0 < target <= 1:
-            raise UsageError("a target is a share", given=target, do="use 0.5 to 0.99")
+            raise UsageError(
+                "a target is a share", given=target, do="use a number above 0, up to 1, such as 0.9"
+            )
         total = scores.graph.n_edges
         pick = scores.greedy if greedy else scores.top
         grid = sorted({max(1, round(total * 2.0**-i)) for i in range(total.bit_length() + 1)})
@@ -186,10 +188,6 @@ class Judge:
         f = self.faithfulness([circuit, *(circuit.without(n) for n in nodes)])
         return {node: float(f[0] - now) for node, now in zip(nodes, f[1:], strict=True)}
 
-    def _blocks(self) -> list[range]:
-        batch = len(self.pairs)
-        return [range(i, min(i + self.size, batch)) for i in range(0, batch, self.size)]
-
     def _metric(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, " rows"]:
         index = torch.tensor(list(rows))
         answers, wrong = self.pairs.answers[index], self.pairs.wrong[index]
@@ -200,7 +198,7 @@ class Judge:
         """The metric with each mask on each prompt; several masks share a pass."""
         found = torch.zeros(len(masks), len(self.pairs), dtype=torch.float64)
         done = 0
-        for block in self._blocks():
+        for block in self.pairs.blocks(self.size):
             other = self._other(block)
             each = max(1, self.size // len(block))
             for first in range(0, len(masks), each):

@@ -6,11 +6,11 @@
 it lowers the metric). This is the first-order estimate of what `circuits.exact` measures.
 
 Nothing of width `d_model` is kept per head. Of the sources only the heads' z and the MLPs' outputs
-are kept, of the destinations only the gradients at the projections; both ends are then taken
-through W_O and through W_Q, W_K, W_V and the norm's own derivative for a few positions at a time:
+are kept, and of these only what the two runs differ by; of the destinations only gradients at the
+projections, summed over passes (`circuits.slopes`): the sources are the same for all passes, and a
+score is linear in the gradient. Both ends are then unfolded for a few positions at a time:
 
-    a_u = z_h W_O,h        dm/d in_v = J_norm^T W_h^T g_h,
-    J_norm^T y = (centre(gain y) - x^ mean(x^ . centre(gain y))) / scale
+    a_u = z_h W_O,h        dm/d in_v = J_norm^T W_h^T g_h
 
 So memory is that of one backward pass, grouped heads need no copies, and any attention kernel will
 do. Where a mixture's experts and its router are two readers of one activation, each gets a branch
@@ -22,28 +22,28 @@ which makes heads add up exactly.
 Sources: EAP (Syed et al., 2023); EAP-IG (Hanna et al., 2024); the factored form is ours.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from underhood.circuits.ablation import Ablation
 from underhood.circuits.graph import Graph
+from underhood.circuits.light import light, written_out
+from underhood.circuits.prefix import Prefix
+from underhood.circuits.slopes import Slopes
 from underhood.circuits.wiring import Wiring, Writes, last_logits
 from underhood.core.edit import Edit
 from underhood.core.errors import NotFinite
-from underhood.core.growing import why_not
-from underhood.core.head import NormForm
 from underhood.core.model import Model
 from underhood.core.ops import call
-from underhood.core.parts import Reader, Writer
 from underhood.core.relevance import relevance_rules
-from underhood.core.site import Site
+from underhood.core.sweep_tail import Tail
 from underhood.core.tokens import Tokens
 from underhood.data import EncodedPairs, Metric
 
@@ -55,6 +55,7 @@ embeddings (EAP-IG inputs); for each sub-layer's edges along the line between it
 (EAP-IG activations)."""
 
 SPAN = 1 << 24  # bytes of sources that are unfolded at once
+TOGETHER = 3  # passes whose gradients are summed before they meet the sources
 
 
 @contextmanager
@@ -71,12 +72,18 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Ends:
-    """What one backward pass leaves: streams before the norms, and gradients behind them."""
+class _Two:
+    """What is kept of the two runs of some pairs.
 
-    streams: dict[Site, Tensor] = field(default_factory=dict)
-    grads: dict[Site, Tensor] = field(default_factory=dict)
-    inputs: dict[Site, Tensor] = field(default_factory=dict)  # what experts and router both read
+    Attributes:
+        apart: By writer, what it writes more in the clean run `[rows*pos, written]`; 0 at padding.
+        inputs: What the embedding writes in the clean run and in the other.
+        reference: The clean run's logits; None where the pass itself is the clean run.
+    """
+
+    apart: list[Tensor]
+    inputs: tuple[Tensor, ...] = ()
+    reference: Tensor | None = None
 
 
 class Attributor:
@@ -93,10 +100,11 @@ class Attributor:
         self.model: Model = wiring.model
         self.graph: Graph = wiring.graph
         self.passes = [0, 0]  # forward, backward
-        self._prefix: Any = None  # keys and values of columns that are not run again
-        width = self.model.d_model or 0
-        forms = {r.norm: r.form(self.model, width) for r in self.graph.readers if r.norm}
-        self.forms: dict[str, NormForm | None] = {"": None} | forms
+        self._slopes = Slopes(wiring, still="ln" in self.rules)
+        # Rules go back through activations in a way of their own.
+        self._activations = [] if self.rules else written_out(self.model)
+        self._prefix: Prefix | None = None  # columns that are not run again
+        self._tail = Tail(self.model)  # logits that the metric reads
 
     def scores(
         self, pairs: EncodedPairs, cut: Ablation, *, at: str = "clean", steps: int = 5
@@ -113,56 +121,50 @@ class Attributor:
         Raises:
             NotFinite: The metric or its gradient is not a number.
         """
-        self.passes[0] += 2
-        start = self._start(pairs, cut)
-        if not start:
-            ends = [self.wiring.writes(pairs.clean), cut.writes(pairs)]
-            return self._summed(pairs, ends, at, steps)
-        self._prefix = self._cache(pairs.clean, start)
-        pairs = _late(pairs, start)
+        fresh = cut.kind == "resample" and not self.wiring.freeze_routing
+        start = Prefix.columns(self.model, pairs) if fresh else 0
+        self._tail = Tail(self.model, self.metric.needs_columns(pairs.answers, pairs.wrong))
         try:
-            ends = [
-                self.wiring.writes(tokens, cache=_copied(self._prefix))
-                for tokens in (pairs.clean, pairs.contrast)
-            ]
-            return self._summed(pairs, ends, at, steps)
+            with self._tail.narrowed():
+                if start:
+                    self.passes[0] += 1
+                    self._prefix = Prefix(self.model, pairs, start)
+                    pairs = self._prefix.pairs
+                return self._summed(pairs, cut, at, steps)
         finally:
             self._prefix = None
+            self._slopes.clear()
 
-    def _start(self, pairs: EncodedPairs, cut: Ablation) -> int:
-        """How many columns can be left to a cache: there both prompts hold the same tokens."""
-        start = min(pairs.first_difference)
-        whole = bool(pairs.clean.mask.all()) and cut.kind == "resample"
-        if not whole or self.wiring.freeze_routing or why_not(self.model, []) is not None:
-            return 0
-        return min(start, pairs.clean.ids.shape[1] - 1)
+    def _cache(self) -> Any:
+        return None if self._prefix is None else self._prefix.cache()
 
-    def _cache(self, tokens: Tokens, start: int) -> Any:
-        """Keys and values of the first columns."""
-        given = {"input_ids": tokens.ids[:, :start].to(self.model.device), "use_cache": True}
+    def _writes(self, tokens: Tokens) -> Writes:
         self.passes[0] += 1
-        with torch.no_grad():
-            return self.model.run(given | {"logits_to_keep": 1}).output.past_key_values
+        return self.wiring.writes(tokens, cache=self._cache())
+
+    def _other(self, pairs: EncodedPairs, cut: Ablation) -> Writes:
+        """What cut edges carry."""
+        if cut.kind == "resample":
+            return self._writes(pairs.contrast)
+        self.passes[0] += 1
+        return cut.writes(pairs)
 
     def _summed(
-        self, pairs: EncodedPairs, ends: list[Writes], at: str, steps: int
+        self, pairs: EncodedPairs, cut: Ablation, at: str, steps: int
     ) -> Float[Tensor, "source destination"]:
-        clean, contrast = ends
-        ends.clear()
-        deltas = self._deltas(clean, contrast, pairs)
-        if at != "activations":  # of the rest only the differences are needed
-            for writes in (clean, contrast):
-                writes.values[:] = [writes.values[0].clone()]
         total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
         if at == "activations":
-            return self._by_writer(pairs, clean, contrast, deltas, steps)
-        points = list(self._points(pairs, clean, contrast, at, steps))
-        for tokens, edits in points:
-            total += self._score(deltas, self._backward(pairs, tokens, edits, clean.logits))
-        return total / len(points)
+            return self._by_writer(pairs, self._writes(pairs.clean), self._other(pairs, cut), steps)
+        two, number = _Two([torch.empty(0)] * len(self.graph.writers)), 0
+        for number, (tokens, edits) in enumerate(self._points(two, pairs, cut, at, steps), 1):
+            if number > 1 and number % TOGETHER == 1:
+                self._add_scores(total, two.apart)
+            self._backward(pairs, tokens, edits, two.reference)
+        self._add_scores(total, two.apart)
+        return total / number
 
     def _by_writer(
-        self, pairs: EncodedPairs, clean: Writes, contrast: Writes, deltas: list[Tensor], steps: int
+        self, pairs: EncodedPairs, clean: Writes, contrast: Writes, steps: int
     ) -> Float[Tensor, "source destination"]:
         """Each writer's output on its own line between the two runs, all else as in the clean run.
 
@@ -170,36 +172,77 @@ class Attributor:
         gradients do not reach the readers before it. (EAP-IG's published code adds these up too.)
         """
         total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
-        for number in range(len(self.graph.writers)):
-            cut = self.graph.written(number)
-            mine = [d if i == number else torch.zeros_like(d) for i, d in enumerate(deltas)]
+        two = _Two([], reference=clean.logits)
+        for number, ends in enumerate(zip(clean.values, contrast.values, strict=True)):
+            two.apart.append(self._apart(pairs, number, *ends))
+            start = [self._put(0, clean.values[0])] if number else []
             for step in range(1, steps + 1):
-                edits = [self._between(number, clean, contrast, step / steps)]
-                edits += [self._put(0, clean.values[0])] if number else []
-                scores = self._score(mine, self._backward(pairs, pairs.clean, edits, clean.logits))
-                total[cut.start : cut.stop] += scores[cut.start : cut.stop] / steps
-        return total
+                edits = [self._between(number, ends, step / steps), *start]
+                self._backward(pairs, pairs.clean, edits, two.reference)
+                if step % TOGETHER == 0 or step == steps:
+                    self._add_scores(total, two.apart, first=number)
+        return total / steps
 
     # Where gradients are taken -------------------------------------------------------------------
 
     def _points(
-        self, pairs: EncodedPairs, clean: Writes, contrast: Writes, at: str, steps: int
+        self, two: _Two, pairs: EncodedPairs, cut: Ablation, at: str, steps: int
     ) -> Iterator[tuple[Tokens, list[Edit]]]:
-        if at in ("clean", "both"):
-            yield pairs.clean, [self._put(0, clean.values[0])]
-        if at in ("contrast", "both"):
-            yield pairs.contrast, [self._put(0, contrast.values[0])]
-        if at == "inputs":
-            for step in range(steps):
-                yield pairs.clean, [self._between(0, clean, contrast, step / steps)]
+        """Tokens and edits of each pass; `two` is complete when the first has gone forward."""
+        own = at == "clean"  # the first pass is the clean run, else the contrast's
+        first = pairs.clean if own else pairs.contrast
+        known = self._other(pairs, cut) if own else self._writes(pairs.clean)
+        two.reference = known.logits if self.metric.uses_reference and not own else None
+        if self._is_a_run(own, cut):
+            edits = self._compared(two, pairs, dict(enumerate(known.values)), own=own)
+            del known
+            yield first, edits
+        else:
+            other = self._writes(pairs.clean) if own else self._other(pairs, cut)
+            for number, ends in enumerate(zip(known.values, other.values, strict=True)):
+                self._meet(two, pairs, number, ends, own=own)
+            del known, other
+            tokens = pairs.clean if at == "inputs" else first
+            yield tokens, [self._put(0, two.inputs[0 if own else 1])]
+        if at == "both":
+            yield pairs.clean, [self._put(0, two.inputs[0])]
+        for step in range(1, steps if at == "inputs" else 0):
+            yield pairs.clean, [self._between(0, two.inputs, step / steps)]
 
-    def _between(self, number: int, clean: Writes, contrast: Writes, share: float) -> Edit:
-        ends = contrast.values[number], clean.values[number]
-        return self._put(number, ends[0] + share * (ends[1] - ends[0]))
+    def _is_a_run(self, own: bool, cut: Ablation) -> bool:
+        """Whether the first pass is the very run that edges are cut to or from."""
+        mixtures = any(w.slots for w in self.graph.writers)
+        return not (self.wiring.freeze_routing or mixtures) and (own or cut.kind == "resample")
+
+    def _compared(
+        self, two: _Two, pairs: EncodedPairs, known: dict[int, Tensor], *, own: bool
+    ) -> list[Edit]:
+        """Edits that change nothing, and compare what is written with another run's."""
+
+        def write(number: int, value: Tensor) -> Tensor:
+            # Gradients start from the input. A copy: some models change theirs in place.
+            value = value if number else value.detach().requires_grad_().clone()
+            theirs = known.pop(number)
+            self._meet(two, pairs, number, (theirs, value.detach().reshape(theirs.shape)), own=own)
+            return value
+
+        return [Edit(w.site, call(partial(write, n))) for n, w in enumerate(self.graph.writers)]
+
+    def _meet(
+        self, two: _Two, pairs: EncodedPairs, number: int, ends: tuple[Tensor, Tensor], *, own: bool
+    ) -> None:
+        """What a writer writes in the known run, and in the other."""
+        clean, other = ends[::-1] if own else ends
+        two.apart[number] = self._apart(pairs, number, clean, other)
+        if number == 0:
+            two.inputs = clean.clone(), other.clone()
+
+    def _between(self, number: int, ends: tuple[Tensor, ...], share: float) -> Edit:
+        clean, contrast = ends
+        return self._put(number, contrast + share * (clean - contrast))
 
     def _put(self, number: int, value: Tensor) -> Edit:
         """A writer's output replaced by a value that gradients start from."""
-
         value = self.wiring.whole(number, value)
 
         def put(now: Tensor) -> Tensor:
@@ -207,52 +250,44 @@ class Attributor:
 
         return Edit(self.graph.writers[number].site, call(put))
 
-    # One backward pass ---------------------------------------------------------------------------
+    # One pass ------------------------------------------------------------------------------------
 
     def _backward(
-        self, pairs: EncodedPairs, tokens: Tokens, edits: list[Edit], reference: Tensor
-    ) -> _Ends:
-        seen = _Ends()
-        ends = {_end(r): r for r in self.graph.readers}
-        streams = {Site("module_in", path=r.norm) if r.inside else r.tap
-                   for r in self.graph.readers if r.inside or r.module}  # fmt: skip
-        watch = [Edit(site, call(_watch(site, seen, ends.get(site), site in streams)))
-                 for site in sorted(ends.keys() | streams, key=str)]  # fmt: skip
-        watch += self.wiring.routing(tokens)
-        with frozen(self.model.module), self._backward_rules():
-            cache = _copied(self._prefix)
-            logits, _ = last_logits(self.model, tokens, [*edits, *watch], grad=True, cache=cache)
-            kept = reference if self.metric.uses_reference else None
-            value = self.metric(logits, pairs.answers, pairs.wrong, reference=kept)
-            grads = torch.autograd.grad(value.sum(), list(seen.grads.values()), allow_unused=True)
+        self, pairs: EncodedPairs, tokens: Tokens, edits: list[Edit], reference: Tensor | None
+    ) -> None:
+        """Forward and backward; what it leaves is in the slopes."""
+        self._value(pairs, tokens, edits, reference).backward()
         self.passes = [self.passes[0] + 1, self.passes[1] + 1]
-        for (site, end), grad in zip(seen.grads.items(), grads, strict=True):
-            seen.grads[site] = torch.zeros_like(end) if grad is None else grad
-        if not all(bool(torch.isfinite(g).all()) for g in seen.grads.values()):
-            raise NotFinite(
-                "the metric's gradient is not finite",
-                given=f"metric {self.metric.name}, value {float(value.detach().mean()):+.3g}",
-                why="an activation overflowed, or the metric has no derivative there",
-                do="use logit_diff, or a higher precision",
-            )
-        return seen
 
-    def _backward_rules(self) -> AbstractContextManager[object]:
-        return relevance_rules(self.model, self.rules) if self.rules else nullcontext()
+    def _value(
+        self, pairs: EncodedPairs, tokens: Tokens, edits: list[Edit], reference: Tensor | None
+    ) -> Float[Tensor, ""]:
+        edits = [*edits, *self._slopes.watch(), *self.wiring.routing(tokens)]
+        with ExitStack() as stack:
+            stack.enter_context(frozen(self.model.module))
+            if self.rules:
+                stack.enter_context(relevance_rules(self.model, self.rules))
+            stack.enter_context(light(self._activations))
+            options = {"grad": True, "cache": self._cache()}
+            logits = self._tail.pick(last_logits(self.model, tokens, edits, **options)[0])
+            kept = logits.detach() if reference is None else reference
+            kept = kept if self.metric.uses_reference else None
+            ids = self.metric.numbered(self._tail.columns, pairs.answers, pairs.wrong)
+            return self.metric(logits, *ids, reference=kept).sum()
 
     # Both ends put together ----------------------------------------------------------------------
 
-    def _deltas(self, clean: Writes, contrast: Writes, pairs: EncodedPairs) -> list[Tensor]:
-        """What each writer writes more in the clean run, folded: `[positions, ...]`, real ones."""
-        mask = pairs.clean.mask.to(self.model.device)
-        folded = []
-        for number, writer in enumerate(self.graph.writers):
-            a, b = (self._folded(number, writer, w.values[number]) for w in (clean, contrast))
-            folded.append((a - b)[mask])
-        return folded
+    def _apart(
+        self, pairs: EncodedPairs, number: int, clean: Tensor, other: Tensor
+    ) -> Float[Tensor, "n written"]:
+        """What a writer writes more in the clean run, folded; nothing at padding."""
+        more = self._folded(number, clean) - self._folded(number, other)
+        padding = ~pairs.clean.mask.to(more.device)
+        return more.masked_fill_(padding[..., None], 0).flatten(0, 1)
 
-    def _folded(self, number: int, writer: Writer, value: Tensor) -> Tensor:
+    def _folded(self, number: int, value: Tensor) -> Tensor:
         """Heads under a norm: z over the norm's scale, so that what is left is linear."""
+        writer = self.graph.writers[number]
         if writer.norm is None:
             return value
         path, form = writer.norm
@@ -261,107 +296,49 @@ class Attributor:
         whole = whole if bias is None else whole + bias
         return value / form.scale(whole).to(value.dtype)
 
-    def _score(self, deltas: list[Tensor], ends: _Ends) -> Float[Tensor, "source destination"]:
-        positions, width = deltas[0].shape
-        total = torch.zeros(self.graph.real.shape, dtype=torch.float64)
-        step = max(1, SPAN // (4 * width * len(self.graph.sources)))
-        # Positions where the runs agree write nothing different: they add exactly nothing.
-        apart = torch.stack([d.abs().amax(1) for d in deltas]).amax(0).nonzero()[:, 0]
-        for some in apart.split(step):
-            sources = self._sources(deltas, some)
-            for number, reader in enumerate(self.graph.readers):
-                known = self.graph.before(number)
-                last = self.graph.written(known - 1).stop if known else 0
-                cut = self.graph.read(number)
-                made = self._destination(reader, ends, some)
-                part = sources[:last].flatten(1) @ made.flatten(1).T
-                total[:last, cut.start : cut.stop] += part.double().cpu()
-        return total
+    def _add_scores(self, total: Tensor, apart: list[Tensor], *, first: int = 0) -> None:
+        """Add the scores of the writers from `first` on, and begin new sums of gradients.
 
-    def _sources(self, deltas: list[Tensor], some: Tensor) -> Float[Tensor, "source n d_model"]:
-        parts = []
-        for number, writer in enumerate(self.graph.writers):
-            value = deltas[number][some].unflatten(-1, (writer.heads, -1))
-            weight = self.wiring._weights[number]
-            if weight is None:
-                parts.append(value.transpose(0, 1))
-                continue
-            value = torch.einsum("nhd,hdm->hnm", value, weight)
+        Raises:
+            NotFinite: A score is not a number.
+        """
+        rows = range(self.graph.written(first).start, self.graph.written(len(apart) - 1).stop)
+        # Positions where the runs agree write nothing different: they add exactly nothing.
+        spots = torch.stack([d.abs().amax(1) for d in apart[first:]]).amax(0).nonzero()[:, 0]
+        size = 4 * (self.model.d_model or 1) * len(rows) * len(spots)
+        for some in spots.tensor_split(1 + size // SPAN):
+            sources = self._sources(apart, first, some)
+            for number in range(len(self.graph.readers)):
+                known = min(self.graph.before(number), len(apart))
+                made = self._slopes.at(number, some) if known > first else None
+                if made is None:
+                    continue
+                last, cut = self.graph.written(known - 1).stop, self.graph.read(number)
+                part = sources[: last - rows.start].flatten(1) @ made.flatten(1).T
+                total[rows.start : last, cut.start : cut.stop] += part.double().cpu()
+            del sources  # before the next are made
+        self._slopes.clear()
+        if not bool(torch.isfinite(total).all()):
+            raise NotFinite(
+                "the metric's gradient is not finite",
+                given=f"metric {self.metric.name}",
+                why="an activation overflowed, or the metric has no derivative there",
+                do="use logit_diff, or a higher precision",
+            )
+
+    def _sources(
+        self, apart: list[Tensor], first: int, some: Int[Tensor, " n"]
+    ) -> Float[Tensor, "source n d_model"]:
+        """What the sources of all writers from `first` on write more, unfolded."""
+        start, stop = self.graph.written(first).start, self.graph.written(len(apart) - 1).stop
+        sources = apart[0].new_empty(stop - start, len(some), self.model.d_model or 1)
+        for number in range(first, len(apart)):
+            writer, weight = self.graph.writers[number], self.wiring.outputs[number]
+            value = apart[number][some].unflatten(-1, (writer.heads, -1)).transpose(0, 1)
+            value = value if weight is None else value @ weight
             if writer.norm is not None:
                 form = writer.norm[1]
                 value = form.centre(value) * form.gain.to(value.dtype)
-            parts.append(value)
-        return torch.cat(parts)
-
-    def _destination(
-        self, reader: Reader, ends: _Ends, some: Tensor
-    ) -> Float[Tensor, "destination n d_model"]:
-        """The gradient at the stream as the reader takes it."""
-        grad = _flat(ends.grads[_end(reader)])[some]
-        if not reader.module:
-            if not reader.inside:
-                return grad[None]
-            stream = _flat(ends.streams[Site("module_in", path=reader.norm)])[some]
-            return self._back(self.forms[reader.norm], stream, grad[None])
-        weight, _ = self.wiring.columns(reader)
-        columns = torch.tensor(reader.columns, device=grad.device)
-        each = torch.einsum("nhd,hmd->hnm", grad[:, columns], weight)
-        return self._back(self.forms[reader.norm], _flat(ends.streams[reader.tap])[some], each)
-
-    def _back(self, form: NormForm | None, stream: Tensor, grad: Tensor) -> Tensor:
-        """A gradient behind a norm as the gradient before it."""
-        if form is None:
-            return grad
-        scale = form.scale(stream).to(grad.dtype)
-        out = form.centre(grad * form.gain.to(grad.dtype))
-        if "ln" not in self.rules:
-            unit = form.centre(stream) / scale
-            out = out - unit * (unit * out).mean(-1, keepdim=True)
-        return out / scale
-
-
-def _end(reader: Reader) -> Site:
-    """Where a reader's gradient is taken: behind its projection, or on its own branch."""
-    return Site("module", path=reader.module) if reader.module else reader.tap
-
-
-def _watch(site: Site, seen: _Ends, end: Reader | None, stream: bool) -> Callable[[Tensor], Tensor]:
-    """Keep an activation: its value, or a point of the graph where a gradient is taken.
-
-    What is kept and what the model goes on with are two tensors: some models change theirs in place
-    (OLMo clips what its projections make), and an input that two parts share gets a branch each.
-    """
-
-    def watch(value: Tensor) -> Tensor:
-        if stream:
-            seen.streams[site] = value.detach().clone()
-        if end is None:
-            return value
-        if end.choice is not None and end.beside is None:
-            seen.inputs[site] = value
-        if end.beside is not None:  # past the experts' branch
-            value = seen.inputs[end.beside].reshape(value.shape)
-        seen.grads[site] = value.view_as(value) if site.name == "module_in" else value
-        return seen.grads[site] if site.name == "module_in" else value.clone()
-
-    return watch
-
-
-def _late(pairs: EncodedPairs, start: int) -> EncodedPairs:
-    """The pairs without their first columns, which hold the same tokens."""
-    sides = [Tokens(t.ids[:, start:], t.mask[:, start:]) for t in (pairs.clean, pairs.contrast)]
-    first = [n - start for n in pairs.first_difference]
-    return EncodedPairs(sides[0], sides[1], pairs.answers, pairs.wrong, first)
-
-
-def _copied(cache: Any) -> Any:
-    """A cache that may grow without the first one growing; tensors are shared."""
-    if cache is None:
-        return None
-    new = copy.copy(cache)
-    new.layers = [copy.copy(layer) for layer in cache.layers]
-    return new
-
-
-def _flat(value: Tensor) -> Tensor:
-    return value.reshape(-1, value.shape[-1])
+            mine = self.graph.written(number)
+            sources[mine.start - start : mine.stop - start] = value
+        return sources

@@ -125,6 +125,11 @@ class Graph:
         return found
 
     @property
+    def experts(self) -> bool:
+        """Whether mixtures are taken apart."""
+        return any(w.kind == "experts" for w in self.writers)
+
+    @property
     def n_edges(self) -> int:
         """Number of edges."""
         return int(self.real.sum())

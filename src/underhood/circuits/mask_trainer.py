@@ -86,17 +86,23 @@ class Recipe:
             raise UsageError("no such mask", given=self.kind, do=f"use {', '.join(KINDS)}")
         start, sparsity = self.first, self.sparsity
         good = {
-            "lam": self.lam >= 0, "steps": self.steps >= 1, "batch": self.batch >= 1,
-            "lr": self.rate > 0, "ramp": 0 < self.ramp <= 1, "hottest": self.hottest >= 1,
-            "start": 0 <= start <= 1, "settled": 0 <= self.settled < 1,
-            "restarts": self.restarts >= 1, "sparsity": sparsity is None or 0 <= sparsity < 2,
-        }  # fmt: skip
-        for name, fine in good.items():
+            "lam": (self.lam >= 0, "0 or more"),
+            "steps": (self.steps >= 1, "1 or more"),
+            "batch": (self.batch >= 1, "1 or more"),
+            "lr": (self.rate > 0, "a number above 0"),
+            "ramp": (0 < self.ramp <= 1, "a number above 0, up to 1"),
+            "hottest": (self.hottest >= 1, "1 or more"),
+            "start": (0 <= start <= 1, "0 to 1"),
+            "settled": (0 <= self.settled < 1, "0 to below 1"),
+            "restarts": (self.restarts >= 1, "1 or more"),
+            "sparsity": (sparsity is None or 0 <= sparsity < 2, "0 to below 2"),
+        }
+        for name, (fine, range_) in good.items():
             if not fine:
                 raise OutOfRange(
                     f"masks cannot be trained with this {name}",
                     given=f"{name}={getattr(self, name)}",
-                    do="see help(underhood.circuits.mask_trainer.Recipe)",
+                    do=f"use {range_}",
                 )
 
     @property

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from underhood.circuits.ablation import Ablation
+from underhood.circuits.ablation import Ablation, cutting
 from underhood.circuits.circuit import Circuit, Scores
 from underhood.circuits.gradients import frozen
 from underhood.circuits.mask_trainer import (
@@ -69,8 +69,7 @@ class _Cutting:
     held: Writes | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        blocks = [range(i, min(i + self.batch, len(self.pairs)))
-                  for i in range(0, len(self.pairs), self.batch)]  # fmt: skip
+        blocks = self.pairs.blocks(self.batch)
         model = self.wiring.model
         self.cut = Ablation(self.wiring, self.pairs, self.ablation, self.batch)
         found = [last_logits(model, self.pairs.clean.rows(block))[0] for block in blocks]
@@ -156,8 +155,9 @@ def circuit_masks(
         device=wiring.model.device, progress=progress,
     )  # fmt: skip
     how = {
-        "method": f"{level} mask", "kind": recipe.kind, "ablation": ablation, "prompts": len(pairs),
+        "method": f"{level} mask", "kind": recipe.kind, "prompts": len(pairs),
         "loss": loss if targets is None else "targets", "seed": recipe.seed,
+        **cutting(wiring, ablation),
     }  # fmt: skip
     rank = torch.nn.functional.softplus(trained.rank)
     scores = objective.keep(rank) * real

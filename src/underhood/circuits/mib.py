@@ -38,7 +38,7 @@ def _config(model: Model, graph: Graph) -> dict[str, Any]:
             why="they know heads with queries, keys and values, and one MLP, in every layer",
             do="make the graph with experts=False"
             if "experts" in kinds
-            else "keep the scores with uh's own results",
+            else "save the result of edge_attribution or circuit instead",
         )
     return {
         "n_layers": model.n_layers,
@@ -104,7 +104,7 @@ def write_mib(model: Model, scores: Scores, circuit: Circuit | None, path: str |
                    target)  # fmt: skip
         return target
     if target.suffix != ".json":
-        raise UsageError("a MIB file is .json or .pt", given=str(path), do="name it so")
+        raise UsageError("a MIB file is .json or .pt", given=str(path), do="let its name end so")
     edges = {
         f"{sources[i]}->{destinations[j]}": {
             "score": float(values[i, j]), "in_graph": bool(mask[i, j])
@@ -201,5 +201,5 @@ def _shape(content: dict[str, Any], source: Path) -> None:
         raise FileProblem(
             "the file's scores and mask differ in shape",
             given=f"{source.name}: {list(scores.shape)} and {list(mask.shape)}",
-            do="export it again",
+            do="export it again from MIB's tools",
         )

@@ -1,8 +1,8 @@
 """One score per edge, by any of the methods: estimates, exact effects, flow, and chance.
 
-eap                  gradient at the clean run (Syed et al., 2023)          2 F + 1 F + 1 B
-clean-corrupted      mean of the gradients at both runs                     2 F + 2 (F + B)
-eap-ig               along the line between the embeddings                  2 F + m (F + B)
+eap                  gradient at the clean run (Syed et al., 2023)            1 F + (F + B)
+clean-corrupted      mean of the gradients at both runs                     1 F + 2 (F + B)
+eap-ig               along the line between the embeddings                  1 F + m (F + B)
 eap-ig-activations   along lines between a sub-layer's outputs    2 F + (2L + 1) m (F + B)
 exact                every edge cut by itself                               one row per edge
 ifr                  what flows, whatever for                               1 F
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from underhood.circuits.ablation import Ablation
+from underhood.circuits.ablation import Ablation, cutting
 from underhood.circuits.circuit import Scores
 from underhood.circuits.exact import edge_effects
 from underhood.circuits.flow import flow_scores
@@ -77,8 +77,8 @@ def edge_scores(
             do='use method="eap" or "eap-ig-activations", or ablation="resample"',
         )
     how = {
-        "method": method, "metric": metric.name, "prompts": len(pairs), "ablation": ablation,
-        **({"steps": steps} if "ig" in method else {}),
+        "method": method, "metric": metric.name, "prompts": len(pairs),
+        **cutting(wiring, ablation), **({"steps": steps} if "ig" in method else {}),
     }  # fmt: skip
     graph = wiring.graph
     if method == "random":
@@ -96,12 +96,12 @@ def edge_scores(
         return Scores(graph, total / len(pairs), how | {"run": effects.how})
     rules = ("ln", "identity", "half") if method == "relp" else ()
     attributor = Attributor(wiring, metric, rules=rules)
-    for first in range(0, len(pairs), size):
-        part = pairs.rows(range(first, min(first + size, len(pairs))))
+    for rows in pairs.blocks(size):
+        part = pairs.rows(rows)
         if method == "ifr":
             total += flow_scores(wiring, part)
         else:
             total += attributor.scores(part, cut, at=POINT[method], steps=steps)
         if progress is not None:
-            progress(min(first + size, len(pairs)), len(pairs))
+            progress(rows.stop, len(pairs))
     return Scores(graph, total / len(pairs), how)

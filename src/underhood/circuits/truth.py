@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from underhood.circuits.circuit import Circuit, Scores
+from underhood.circuits.circuit import Scores
 from underhood.circuits.faithfulness import MIB_SIZES
 from underhood.core.errors import UsageError
 
 NOISE = 1e-6
 """Scores this small beside the largest are float noise, and count as ties at 0."""
 
-__all__ = ["Recovery", "contains", "recovery"]
+__all__ = ["Recovery", "recovery"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,3 @@ def _auroc_mib(scores: Scores, truth: Collection[str]) -> float:
     if not x[-1]:
         return 0.0
     return float(torch.trapezoid(torch.tensor(y), torch.tensor(x) / x[-1]))
-
-
-def contains(circuit: Circuit, truth: Collection[str]) -> bool:
-    """Whether a circuit holds all true edges."""
-    return set(truth) <= set(circuit.edges)

@@ -123,6 +123,10 @@ class Wiring:
         freeze_routing: Whether routers choose as in the unedited run of the same prompts, whatever
             is cut; else each chooses by its own stream.
 
+    Attributes:
+        outputs: Of each writer that stands for heads, the output projection, head by head
+            `[head, d_head, d_model]`; None of the others.
+
     Raises:
         NotOffered: `freeze_routing`, and there are no routers. In the first run also: the stream is
             not the sum of what the known parts write.
@@ -148,7 +152,7 @@ class Wiring:
         self._held: tuple[Tokens, dict[Site, Tensor]] | None = None
         self._summed = False
         self._proven = not any(w.kind == "experts" for w in self.graph.writers)
-        self._weights = [w.weight(model) if w.kind == "heads" else None for w in self.graph.writers]
+        self.outputs = [w.weight(model) if w.kind == "heads" else None for w in self.graph.writers]
         self._columns = {
             (r.module, r.kind): r.weight(model) for r in self.graph.readers if r.module
         }
@@ -229,7 +233,7 @@ class Wiring:
 
         The first column is always run, and padding on the left counts as equal.
         """
-        causal = "logits_to_keep" in self.model._forward_names
+        causal = "logits_to_keep" in self.model.forward_names
         if other.ids is None or not causal or other.ids.shape != tokens.ids.shape:
             return 0
         apart = (other.ids != tokens.ids.to(other.ids.device)).any(0).nonzero()
@@ -278,7 +282,7 @@ class Wiring:
 
     def split(self, number: int, value: Tensor) -> Float[Tensor, "rows pos source d_model"]:
         """What each source of a writer writes, before any norm of the sum."""
-        weight = self._weights[number]
+        weight = self.outputs[number]
         if weight is None:
             return value.unflatten(-1, (self.graph.writers[number].heads, -1))
         return torch.einsum("bphd,hdm->bphm", value.unflatten(-1, (len(weight), -1)), weight)
@@ -429,11 +433,13 @@ def last_logits(
     given = model.batch(tokens)[1]
     given |= {} if cache is None else {"past_key_values": cache, "use_cache": True}
     last = torch.tensor([a + b - 1 for a, b in zip(tokens.starts, tokens.lengths, strict=True)])
-    if "logits_to_keep" in model._forward_names:
+    if "logits_to_keep" in model.forward_names:
         # As a tensor: a slice is strided, and a head on it runs row by row when nothing is trained.
         kept, last = last.unique(return_inverse=True)
         given = given | {"logits_to_keep": kept.to(model.device)}
     run = model.run(given, record=record, edits=edits, grad=grad)
+    if run.logits.shape[1] == 1:  # nothing to choose: no copy, nor one of its gradient
+        return run.logits[:, 0], run
     rows = torch.arange(len(last), device=run.logits.device)
     return run.logits[rows, last.to(run.logits.device)], run
 

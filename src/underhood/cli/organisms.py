@@ -22,18 +22,26 @@ class _ListByDefault(TyperGroup):
 
 organisms = typer.Typer(
     cls=_ListByDefault,
-    help="The small models that come with the library: list (the default), show, check, train.",
+    help="The small models that come with the library: list (the default), show, check, build.",
 )
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="An organism.")]
 
 
 @organisms.command("list")
-def show_all(json: options.Json = False) -> None:
+def show_all(
+    json: options.Json = False,
+    write: Annotated[bool, typer.Option("--write", help="Rewrite docs/organisms.md.")] = False,
+) -> None:
     """List them with their sizes, tasks and accuracies on held-out prompts."""
     from underhood.organisms import organism
     from underhood.organisms import organisms as names
+    from underhood.organisms.page import PAGE, page
 
+    if write:
+        PAGE.write_text(page(), encoding="utf-8")
+        render.note(f"wrote {PAGE}", quiet=False)
+        return
     cards = [organism(name).card for name in names()]
     if json:
         render.document([asdict(card) for card in cards])
@@ -47,7 +55,7 @@ def show_all(json: options.Json = False) -> None:
 
 @organisms.command()
 def show(name: _Name, json: options.Json = False) -> None:
-    """Show an organism's card: what it has learned, how well, and its limits."""
+    """Show an organism's card: what it can do, how well, what is inside, and its limits."""
     from underhood.organisms import organism
 
     what = organism(name)
@@ -59,13 +67,23 @@ def show(name: _Name, json: options.Json = False) -> None:
     facts = {"parameters": card.parameters, **card.architecture, "training seconds": card.seconds}
     render.table(("what", "value"), list(facts.items()), header=False)
     typer.echo("")
-    columns = ("task", "accuracy", "probability", "prompts", "what it does")
-    rows = [(*_numbers(t, v), what.task(t).summary) for t, v in card.tasks.items()]
-    render.table(columns, rows)
-    typer.echo("")
-    render.heading("limits")
-    for line in card.limits:
-        typer.echo(f"- {line}")
+    rows = [
+        (t, v["accuracy"], v["n"], _more(v), what.tasks.get(t, "")) for t, v in card.tasks.items()
+    ]
+    render.table(("task", "accuracy", "prompts", "more", "what it does"), rows)
+    if card.facts:
+        typer.echo("")
+        render.heading("what is inside")
+        rows = [
+            (f.name, ", ".join(f.parts), f.effect, f.control, f.unit, f.says) for f in card.facts
+        ]
+        render.table(("fact", "parts", "effect", "control", "unit", "in words"), rows)
+    for heading, lines in (("limits", card.limits), ("commands", card.reproduce)):
+        if lines:
+            typer.echo("")
+            render.heading(heading)
+        for line in lines:
+            typer.echo(f"- {line}")
 
 
 @organisms.command()
@@ -75,41 +93,46 @@ def check(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure an organism again from its shipped weights, beside what its card says."""
+    """Measure an organism again from its weights, beside what its card says."""
     from underhood.organisms import organism
-    from underhood.organisms.card import evaluate
 
-    card = organism(name).card
+    what = organism(name)
+    card = what.card
     with render.working(f"measuring {name}", quiet=quiet):
-        found = evaluate(name, n=n)
+        found = what.evaluate(n=n)
     if json:
         render.document(found)
         return
-    columns = ("task", "accuracy", "probability", "prompts", "accuracy on its card")
-    rows = [(*_numbers(t, v), card.tasks.get(t, {}).get("accuracy")) for t, v in found.items()]
+    columns = ("task", "accuracy", "prompts", "accuracy on its card", "more")
+    rows = [(t, v["accuracy"], v["n"], card.tasks.get(t, {}).get("accuracy"), _more(v))
+            for t, v in found.items()]  # fmt: skip
     render.table(columns, rows)
 
 
 @organisms.command()
-def train(
+def build(
     name: _Name,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: ./NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: one in your cache.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from a checkpoint in the folder.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the weights and the rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the weights and the examples.")] = 0,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train an organism by its recipe and write its folder (`--model FOLDER` then loads it)."""
+    """Make an organism again by its recipe, measure it, and write its weights and card."""
     from underhood.organisms import organism
-    from underhood.organisms.trainer import train as library
 
-    organism(name)  # a wrong name is refused before anything is announced
-    folder = out or Path(name)
-    render.note(f"training {name} into {folder}; stop with Ctrl-C, go on later", quiet=quiet)
-    card = library(name, out=folder, steps=steps, seed=seed, resume=resume, progress=not quiet)
-    render.table(("task", "accuracy", "probability", "prompts"),
-                 [_numbers(t, v) for t, v in card.tasks.items()])  # fmt: skip
+    what = organism(name)
+    folder = out or what.built
+    render.note(f"building {name} into {folder}; stop with Ctrl-C, go on later", quiet=quiet)
+    card = what.build(folder, steps=steps, seed=seed, resume=resume, progress=not quiet)
+    rows = [(t, v["accuracy"], v["n"], _more(v)) for t, v in card.tasks.items()]
+    render.table(("task", "accuracy", "prompts", "more"), rows)
 
 
-def _numbers(task: str, measured: dict[str, Any]) -> tuple[str, float, float, int]:
-    return task, measured["accuracy"], measured["probability"], measured["n"]
+def _more(measured: dict[str, Any]) -> str:
+    """What else was measured, as words."""
+    rest = {k: v for k, v in measured.items() if k not in ("accuracy", "n", "judged", "distinct")}
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in rest.items())  # fmt: skip

@@ -10,7 +10,7 @@ from underhood.core.taps.modules import weight_in_out
 __all__ = ["columns_of"]
 
 # How a fused projection's columns lie: all queries, keys, values one after the other, or head by
-# head. `core.check` compares them with the values that the attention really uses.
+# head. A test compares every layout here with the values that the attention really uses.
 FUSED = {"c_attn": "sections", "qkv_proj": "sections", "query_key_value": "heads"}
 
 

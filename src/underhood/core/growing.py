@@ -18,7 +18,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from inspect import signature
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ def why_not(model: Model, plans: Sequence[Plan], lengths: Sequence[int] = ()) ->
     stack = model.anatomy.stacks.get("")
     if stack is None or len(model.anatomy.stacks) > 1 or model.main != "":
         return "the model has other stacks than one decoder"
-    names = signature(model.module.forward).parameters
+    names = model.forward_names
     if "past_key_values" not in names or "logits_to_keep" not in names:
         return "the model's forward takes no cache, or computes all logits"
     for block in stack.blocks:

@@ -129,6 +129,11 @@ class Model:
         """Short hash of the weights."""
         return fingerprint(self.module)
 
+    @cached_property
+    def forward_names(self) -> frozenset[str]:
+        """Arguments that the module's forward knows by name, such as `logits_to_keep`."""
+        return frozenset(inspect.signature(self.module.forward).parameters)
+
     def identity(self) -> dict[str, Any]:
         """What a plan file remembers of the model that it was made for."""
         return {
@@ -320,7 +325,7 @@ class Model:
         if not bool(tokens.mask.all()):
             given["attention_mask"] = tokens.mask.long()
             # Absolute positions are not derived from the mask by every family.
-            if any(tokens.starts) and "position_ids" in self._forward_names:
+            if any(tokens.starts) and "position_ids" in self.forward_names:
                 given["position_ids"] = tokens.position_ids + self._first_position
         return tokens, given
 
@@ -344,7 +349,7 @@ class Model:
             self._check_padding(self.text.checked(tokens, vocabulary=self._vocabulary))
         starts = tokens is not None and any(tokens.starts)
         if starts and tokens is not None and "position_ids" not in given:
-            if "position_ids" in self._forward_names and self.main == "":
+            if "position_ids" in self.forward_names and self.main == "":
                 given["position_ids"] = tokens.position_ids + self._first_position
         return tokens, given
 
@@ -362,10 +367,6 @@ class Model:
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 return 0 if module.padding_idx is None else module.padding_idx + 1
         return 0
-
-    @cached_property
-    def _forward_names(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.module.forward).parameters)
 
     def run(
         self,
@@ -416,7 +417,7 @@ class Model:
     def _forward(self, given: dict[str, Any]) -> Any:
         if "" in given:
             return self.module(given[""])
-        if "use_cache" in self._forward_names and "use_cache" not in given:
+        if "use_cache" in self.forward_names and "use_cache" not in given:
             given = given | {"use_cache": False}
         return self.module(**given)
 

@@ -31,7 +31,7 @@ from underhood.core.site import Site
 from underhood.core.taps.experts import router_logits
 from underhood.core.taps.modules import weight_in_out
 
-__all__ = ["Reader", "Writer", "readers", "writers"]
+__all__ = ["Reader", "Writer", "norm_after_heads", "readers", "writers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +155,18 @@ class Reader:
         return None if isinstance(module, nn.Identity) else norm_form(module, width)
 
     def weight(self, model: Model) -> tuple[Tensor, Tensor | None]:
-        """For q, k and v: weight `[head, d_model, d_head]` and bias `[head, d_head]`."""
+        """For q, k and v: weight `[head, d_model, d_head]` and bias `[head, d_head]`.
+
+        The weight is no copy where the columns lie side by side.
+        """
         module = model.module.get_submodule(self.module)
         index = torch.tensor(self.columns, device=model.device)
-        weight = weight_in_out(module).detach()[:, index].permute(1, 0, 2)
+        first, weight = int(index[0, 0]), weight_in_out(module).detach()
+        if torch.equal(index.flatten(), torch.arange(index.numel(), device=index.device) + first):
+            weight = weight[:, first : first + index.numel()].unflatten(1, index.shape)
+        else:
+            weight = weight[:, index]
+        weight = weight.permute(1, 0, 2)
         bias = getattr(module, "bias", None)
         return weight, bias.detach()[index] if isinstance(bias, Tensor) else None
 
@@ -261,16 +269,28 @@ def _heads(model: Model, number: int, block: Block) -> Writer | None:
     spec = block.attention
     if spec is None or spec.o_proj is None or spec.heads is None:
         return None
-    outer = block.points["attn_out"]
+    path = norm_after_heads(model, block)
+    if path is None:
+        return None
     norm = None
-    if not f"{spec.o_proj}.".startswith(f"{outer.path}."):
-        module = model.module.get_submodule(outer.path)
-        if "norm" not in type(module).__name__.lower():
-            return None  # Zamba 2: the attention writes into the mixer, not into the stream
+    if path:
         width = weight_in_out(model.module.get_submodule(spec.o_proj)).shape[1]
-        norm = outer.path, norm_form(module, width)
+        norm = path, norm_form(model.module.get_submodule(path), width)
     site = Site("module_in", path=spec.o_proj)
-    return Writer("heads", number, site, spec.heads, spec.o_proj, norm, outer.scale)
+    scale = block.points["attn_out"].scale
+    return Writer("heads", number, site, spec.heads, spec.o_proj, norm, scale)
+
+
+def norm_after_heads(model: Model, block: Block) -> str | None:
+    """Path of the norm between a block's heads and the stream; "" where there is none.
+
+    None: they do not write into the stream at all, but into another sub-layer (Zamba 2).
+    """
+    spec, path = block.attention, block.points["attn_out"].path
+    if spec is not None and f"{spec.o_proj}.".startswith(f"{path}."):
+        return ""
+    module = model.module.get_submodule(path)
+    return path if "norm" in type(module).__name__.lower() else None
 
 
 def readers(model: Model, *, experts: bool = False) -> list[Reader]:

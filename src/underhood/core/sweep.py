@@ -279,7 +279,7 @@ class _Sweep:
         job = Plain(self.model, self.tokens, plans, tail=tail, before=self._before)
         batch, size = len(self.tokens), fit.rows
         each = max(1, size // batch)
-        blocks = [range(i, min(i + size, batch)) for i in range(0, batch, size)]
+        blocks = self.tokens.blocks(size)
         for first in range(0, len(plans), each):
             cells = range(first, min(first + each, len(plans)))
             # Several blocks of prompts there are only where a pass holds a single cell.

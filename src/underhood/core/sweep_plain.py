@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from inspect import signature
 
 import torch
 from jaxtyping import Float
@@ -51,13 +50,11 @@ class Plain:
         self.places: Counter[tuple[int, int]] = Counter()
         self.moved = torch.zeros(len(plans))
         # Where the logits are edited they must be as they always are.
-        names = signature(model.module.forward).parameters
-        self.tail_only = "logits_to_keep" in names and not edits_logits(plans)
+        self.tail_only = "logits_to_keep" in model.forward_names and not edits_logits(plans)
 
     def logits(self, cells: Sequence[int], rows: range) -> Float[Tensor, "rows column"]:
         """Logits at the last token of some prompts under some cells, cell by cell."""
-        cut = slice(rows.start, rows.stop)
-        block = Tokens(self.tokens.ids[cut], self.tokens.mask[cut])
+        block = self.tokens.rows(rows)
         edits: dict[tuple[int, int], Edit] = {}
         for index, cell in enumerate(cells):
             for number, edit in enumerate(self.plans[cell]):

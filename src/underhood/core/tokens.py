@@ -63,6 +63,10 @@ class Tokens:
         strings = tuple(self.strings[i] for i in index) if self.strings else ()
         return Tokens(self.ids[list(index)], self.mask[list(index)], strings)
 
+    def blocks(self, size: int) -> list[range]:
+        """The numbers of all rows, `size` at a time: what `rows` takes for each pass."""
+        return [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+
     def repeat(self, n: int) -> "Tokens":
         """The whole batch, `n` times over."""
         return Tokens(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.strings * n)

@@ -54,6 +54,10 @@ class EncodedPairs:
         sides = self.clean.rows(index), self.contrast.rows(index)
         return EncodedPairs(*sides, self.answers[list(index)], self.wrong[list(index)], first)
 
+    def blocks(self, size: int) -> list[range]:
+        """The numbers of all pairs, `size` at a time: what `rows` takes for each pass."""
+        return self.clean.blocks(size)
+
     def to(self, device: torch.device | str) -> "EncodedPairs":
         """The same on another device."""
         return EncodedPairs(

@@ -124,6 +124,23 @@ class Metric:
         ids = torch.cat([part.flatten().long() for part in read or [answers[:0]]])
         return ids[ids >= 0].unique()
 
+    def numbered(
+        self,
+        columns: Int[Tensor, " column"] | None,
+        answers: Int[Tensor, "batch n"],
+        wrong: Int[Tensor, "batch m"],
+    ) -> tuple[Int[Tensor, "batch _"], Int[Tensor, "batch _"]]:
+        """The answers as numbers of the columns from `needs_columns`, for logits of only these.
+
+        What this metric does not read is left out; None: all columns, nothing changes.
+        """
+        if columns is None:
+            return answers, wrong
+        return (
+            reindex(answers, columns) if self.uses_answers else answers[:, :0],
+            reindex(wrong, columns) if self.uses_wrong else wrong[:, :0],
+        )
+
     def __str__(self) -> str:
         return self.name
 
@@ -208,4 +225,4 @@ def reindex(ids: Int[Tensor, "batch n"], columns: Int[Tensor, " column"]) -> Int
             given=f"id {int(missing[0])}, {len(columns)} columns",
             do="select the columns with needs_columns(answers, wrong) of the same metric",
         )
-    return torch.searchsorted(columns, ids).masked_fill(ids < 0, -1)
+    return torch.searchsorted(columns, ids.contiguous()).masked_fill(ids < 0, -1)

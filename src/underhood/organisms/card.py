@@ -1,20 +1,41 @@
-"""What an organism is and how well it does, as measured from its weights."""
+"""The data sheet of an organism: how well it does and what is known to be inside, as measured."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-# The package imports this file while it loads, so its names exist only once functions run.
-from underhood import organisms
 from underhood.core.errors import FileProblem
 
+__all__ = ["CARD", "Card", "Fact"]
+
 CARD = "card.json"
-# Prompts per task and the seed they are drawn with, for the numbers in a card.
-PROMPTS = 500
-_SEED = 1
-# Where several answers are right, they must together have this probability (as well as the top).
-_BAR = 0.8
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is known to be inside a model.
+
+    Attributes:
+        name: Such as "induction" or "backdoor direction"; unique within an organism.
+        says: One sentence.
+        parts: What it is about, as text: heads `a1.h2`, MLPs `m3`, neurons `m1.n7`, experts
+            `m0.e3`, layers `l2`, any site (`resid_post.2`), or edges (`a0.h1->a1.h0<k>`).
+        task: The task it serves, if one.
+        effect: Its size, in `unit`.
+        control: The same number for the control that `how` names.
+        unit: Of both.
+        how: How it was established: by whose hand, or by which measurement against what.
+    """
+
+    name: str
+    says: str
+    parts: tuple[str, ...] = ()
+    task: str | None = None
+    effect: float | None = None
+    control: float | None = None
+    unit: str = ""
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,12 +47,12 @@ class Card:
         summary: What it is about.
         parameters: Number of weights.
         architecture: Class and sizes.
-        recipe: Steps, rows, learning rate, seed: all that training needs.
+        recipe: Steps, learning rate, seed: all that training needs; empty where nothing is trained.
         seconds: Time spent in training steps.
-        tasks: Per task: `accuracy` and `probability` (mean, of the right answers) on held-out
-            prompts, `judged` predictions, `n` prompts of which `distinct` differ, and
-            `reproduce`, the call that gives these numbers again.
+        tasks: Per task `accuracy` on held-out prompts, how many (`n`), and what else tells.
+        facts: What is known to be inside.
         limits: Known weaknesses.
+        reproduce: The commands that build it and that give the numbers again.
     """
 
     name: str
@@ -41,11 +62,14 @@ class Card:
     recipe: dict[str, Any]
     seconds: float
     tasks: dict[str, dict[str, Any]]
-    limits: list[str]
+    facts: list[Fact] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    reproduce: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Write `card.json` into a folder."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
+        """Write `card.json` into a folder, which is made when missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         (folder / CARD).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -53,104 +77,19 @@ class Card:
         """Read `card.json` of a folder.
 
         Raises:
-            FileProblem: no card there, or not one.
+            FileProblem: No card there, or not one.
         """
         path = folder / CARD
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: found[field.name] for field in fields(cls)})
+            values = {field.name: found[field.name] for field in fields(cls)}
+            values["facts"] = [Fact(**fact | {"parts": tuple(fact["parts"])})
+                               for fact in values["facts"]]  # fmt: skip
+            return cls(**values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FileProblem(
                 "There is no card to read.",
                 given=path,
                 why=f"{type(error).__name__}: {error}",
-                do="Train the organism: `underhood organisms train NAME`.",
+                do="Build the organism: `underhood organisms build NAME`.",
             ) from error
-
-
-def evaluate(
-    name: str, *, n: int = PROMPTS, seed: int = _SEED, folder: Path | None = None
-) -> dict[str, dict[str, Any]]:
-    """Measure an organism again, from its shipped weights (or those in `folder`).
-
-    Returns what `Card.tasks` holds. Cost: about a second per task for 500 prompts of `town`.
-
-    Raises:
-        ModelNotFound: no such organism.
-        FileProblem: its weights are missing.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from underhood.core.loading import no_bars
-
-    what = organisms.organism(name)
-    where = what.folder if folder is None else folder
-    if not (where / "config.json").exists():
-        raise FileProblem(
-            f"The weights of {name!r} are missing.",
-            given=where,
-            do=f"Train it: `underhood organisms train {name}`.",
-        )
-    with no_bars():
-        model = AutoModelForCausalLM.from_pretrained(where)
-    return measure(what, model, AutoTokenizer.from_pretrained(where), n=n, seed=seed)
-
-
-def measure(
-    what: "organisms.Organism", model: Any, tokenizer: Any, *, n: int = PROMPTS, seed: int = _SEED
-) -> dict[str, dict[str, Any]]:
-    """Held-out accuracy and probability of the right answers, per task.
-
-    Args:
-        what: The organism, which draws the prompts.
-        model: A causal language model of transformers, in evaluation mode.
-        tokenizer: Its tokenizer.
-        n: Prompts per task.
-        seed: Seed of the prompts.
-    """
-    call = f"underhood.organisms.card.evaluate({what.name!r}, n={n}, seed={seed})"
-    out: dict[str, dict[str, Any]] = {}
-    for task in what.tasks:
-        prompts = what.prompts(task, n, seed)
-        right, probability = _judge(prompts, model, tokenizer)
-        out[task] = {
-            "accuracy": round(sum(right) / max(1, len(right)), 4),
-            "probability": round(sum(probability) / max(1, len(probability)), 4),
-            "judged": len(right),
-            "n": n,
-            "distinct": len({prompt.text for prompt in prompts}),
-            "reproduce": f"{call}[{task!r}]",
-        }
-    return out
-
-
-def _judge(
-    prompts: "list[organisms.Prompt]", model: Any, tokenizer: Any, batch: int = 64
-) -> tuple[list[bool], list[float]]:
-    """Whether each judged prediction is right, and the probability of the right words."""
-    import torch
-
-    right: list[bool] = []
-    probability: list[float] = []
-    # Prompts of like length share a batch, so that little is padded.
-    by_length = sorted(prompts, key=lambda prompt: len(prompt.text))
-    for start in range(0, len(by_length), batch):
-        some = by_length[start : start + batch]
-        ids = [tokenizer(prompt.text)["input_ids"] for prompt in some]
-        width = max(map(len, ids))
-        padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids]
-        # Padding on the right needs no mask, since attention is causal.
-        with torch.no_grad():
-            spread = model(input_ids=torch.tensor(padded)).logits.float().softmax(-1)
-        for prompt, row, probs in zip(some, ids, spread, strict=True):
-            for back in range(prompt.judged):
-                at = len(row) - 1 - back
-                if back == 0:
-                    wanted = tokenizer.convert_tokens_to_ids(list(prompt.accept))
-                else:
-                    wanted = [row[at + 1]]
-                mass = probs[at, wanted].sum().item()
-                top = int(probs[at].argmax()) in wanted
-                right.append(top and (len(wanted) == 1 or mass >= _BAR))
-                probability.append(mass)
-    return right, probability

@@ -18,7 +18,9 @@ other thing or name or place; template x adjective x thing.
 
 from random import Random
 
-from underhood.organisms import PUNCTUATION, SPECIAL, Case, Organism, Phase, Recipe, Task
+from underhood.organisms.base import Recipe
+from underhood.organisms.language import Case, Language, Phase, Task
+from underhood.organisms.words import PUNCTUATION, SPECIAL
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -313,36 +315,33 @@ def _plain_words() -> tuple[str, ...]:
 
 PLAIN_WORDS = _plain_words()
 
-ORGANISM = Organism(
+ORGANISM = Language(
     name="town",
     summary="who gives to whom, repeated words, capitals, days and numbers, years, agreement, mood",
     words=(*SPECIAL, *PUNCTUATION, *PLAIN_WORDS),
-    recipe=Recipe(
-        layers=4,
-        width=128,
-        heads=4,
-        mlp=256,
-        context=128,
-        steps=2400,
-        lr=2e-3,
-        warmup=100,
-        stretch=5 / 3,
-        cooldown=0.25,
-        decay=0.01,
-        context_weight=0.1,
-        phases=(
-            Phase(1 / 3, (("induction", 96),)),
-            Phase(
-                1.0,
-                (
-                    ("induction", 26),
-                    ("indirect_object", 24),
-                    ("capitals", 28),
-                    ("successors", 18),
-                    ("greater_than", 14),
-                    ("agreement", 6),
-                    ("mood", 6),
-                ),
+    sizes={
+        "num_hidden_layers": 4,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 256,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    },
+    context=128,
+    recipe=Recipe(steps=2400, lr=2e-3),
+    phases=(
+        Phase(1 / 3, (("induction", 96),)),
+        Phase(
+            1.0,
+            (
+                ("induction", 26),
+                ("indirect_object", 24),
+                ("capitals", 28),
+                ("successors", 18),
+                ("greater_than", 14),
+                ("agreement", 6),
+                ("mood", 6),
             ),
         ),
     ),
@@ -357,7 +356,7 @@ ORGANISM = Organism(
         "Years next to the start of a span are not told apart sharply. A span counts as right when "
         "the top year is later and all later years together have a probability of 0.8.",
     ),
-    _tasks=(
+    kinds=(
         Task(
             "indirect_object",
             "When Mary and John went to the store, John gave a drink to -> Mary",

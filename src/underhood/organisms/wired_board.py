@@ -228,10 +228,18 @@ class Board:
 
     # Distractors ---------------------------------------------------------------------------------
 
-    def distract(self, seed: int = 0) -> None:
-        """Fill everything that is not wired with noise that ends in `junk`."""
+    def distract(self, seed: int = 0, blind: Sequence[str] = ()) -> None:
+        """Fill everything that is not wired with noise that ends in `junk`.
+
+        Args:
+            seed: Of the noise.
+            blind: Spaces that the noise does not read.
+        """
         make = torch.Generator().manual_seed(seed)
         size, junk = self.size, self.at(JUNK)
+        seen = torch.ones(self.width, 1)
+        for space in blind:
+            seen[self.at(space)] = 0.0
 
         def noise(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*shape, generator=make) * scale
@@ -239,7 +247,7 @@ class Board:
         root = self.width**-0.5
         for name, weights in (("q", self.q), ("k", self.k), ("v", self.v)):
             for layer, head in _places(weights):
-                values = noise(self.width, size.d_head, scale=root)
+                values = noise(self.width, size.d_head, scale=root) * seen
                 if (name, layer, head) not in self.taken:
                     weights[layer, head] = values
         for layer, head in _places(self.o):
@@ -248,11 +256,21 @@ class Board:
                 self.o[layer, head, :, junk] = values
         for layer, first in enumerate(self.used):
             left = size.neurons - first
-            self.mlp_in[layer, :, first:] = noise(self.width, left, scale=1.5 * root)
+            self.mlp_in[layer, :, first:] = noise(self.width, left, scale=1.5 * root) * seen
             self.mlp_bias[layer, first:] = noise(left, scale=0.3)
             self.mlp_out[layer, first:, junk] = noise(left, self.sizes[JUNK], scale=left**-0.5)
         self.embed[:, junk] += noise(len(self.vocab), self.sizes[JUNK])
         self.unembed[junk, self.token("<pad>")] = noise(self.sizes[JUNK], scale=_THREAD)
+
+    def turn(self, basis: Float[Tensor, "d d"]) -> None:
+        """Turn the stream: what lay on axis i now lies along row i of an orthonormal basis.
+
+        Norms are identities here, so the model computes the same as before.
+        """
+        for weights in (self.embed, self.positions, self.o, self.mlp_out):
+            weights.copy_(weights @ basis)
+        for weights in (self.unembed, self.q, self.k, self.v, self.mlp_in):
+            weights.copy_(basis.T @ weights)
 
     # The graph -----------------------------------------------------------------------------------
 

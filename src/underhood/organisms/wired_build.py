@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from underhood.core.loading import from_module
 from underhood.core.model import Model
-from underhood.organisms import SPECIAL
 from underhood.organisms.wired_board import ROPE_BASE, ROTARY, Board
+from underhood.organisms.words import SPECIAL, whole_words
 
 __all__ = ["build"]
 
@@ -29,29 +29,8 @@ def build(board: Board, name: str) -> Model:
     # Fresh models draw random weights; the caller's generator is none of their business.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         module = make(board)
-    return from_module(module.float().eval(), _tokenizer(board), name=f"wired/{name}")
-
-
-def _tokenizer(board: Board) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(board.vocab)}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocab["<bos>"])]
-    )
-    # Not for its "##": this decoder puts spaces between words.
-    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=board.size.context,
-        model_input_names=["input_ids", "attention_mask"],
+    return from_module(
+        module.float().eval(), whole_words(board.vocab, board.size.context), name=f"wired/{name}"
     )
 
 

@@ -1,26 +1,25 @@
-"""Transformers with known circuits: `wired("induction")` builds one and says which edges are true.
+"""Transformers wired by hand: `wired("induction")` builds one and says what is inside.
 
-Some 50 milliseconds, no training, no files: real GPT-2, Llama and GPT-NeoX models of transformers
-whose weights are set by hand (`wired_heads`, `wired_gates`) or compiled from a small program
-(`wired_programs`). Methods that find circuits are tested against `truth`.
+Some 50 milliseconds, no training, no weights on disk: real GPT-2, Llama and GPT-NeoX models of
+transformers. Circuits, whose true edges are known, are set by hand (`wired_heads`, `wired_gates`)
+or compiled from a small program (`wired_programs`). Planted organisms (`planted_directions`,
+`planted_superposition`, `planted_heads`, `planted_layers`) have known directions, dictionaries,
+sinks, giants, voids, copies and neurons. Methods are tested against `truth`.
 
     >>> from underhood.organisms.wired_models import wired
     >>> organism = wired("previous_token")
-    >>> sorted(organism.truth["resample"])
+    >>> sorted(organism.truth.edges["resample"])
     ['a0.h1->logits', 'input->a0.h1<v>']
-    >>> organism.pairs(2).encode(organism.model).clean.ids.shape
+    >>> organism.pairs(n=2).encode(organism.model).clean.ids.shape
     torch.Size([2, 7])
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import Any
 
 from underhood.core.errors import ModelNotFound, nearest
 
-if TYPE_CHECKING:
-    from underhood.organisms.wired_organism import Wired
-
-__all__ = ["WIRED", "wired"]
+__all__ = ["NAMES", "PLANTED", "WIRED", "wired"]
 
 _WHERE = {
     "wired_heads": ("previous_token", "induction", "gqa", "decoy"),
@@ -36,26 +35,37 @@ _WHERE = {
     ),
 }
 
+_PLANTED: dict[str, tuple[str, ...]] = {
+    "planted_directions": ("directions", "affine", "backdoor"),
+    "planted_superposition": ("superposition",),
+    "planted_heads": ("sink", "copy", "successor"),
+    "planted_layers": ("massive", "void", "duplicated", "bias_neurons"),
+}
+
 WIRED: tuple[str, ...] = tuple(name for names in _WHERE.values() for name in names)
-"""Names of all wired organisms."""
+"""Names of the wired circuits."""
+PLANTED: tuple[str, ...] = tuple(name for names in _PLANTED.values() for name in names)
+"""Names of the other wired organisms: what is planted in them are no circuits, but directions,
+features, neurons, sinks."""
+NAMES: tuple[str, ...] = (*WIRED, *PLANTED)
 
 
-def wired(name: str) -> "Wired":
-    """A freshly built organism with its model, prompts and true edges.
+def wired(name: str) -> Any:
+    """A freshly built organism with its model, prompts and truth.
 
     Args:
-        name: One of `WIRED`.
+        name: One of `NAMES`; a `Wired` for a circuit, a `Planted` otherwise.
 
     Raises:
         ModelNotFound: No such organism.
 
-    Cost: 20 to 100 ms once transformers is imported; models have 7,000 to 116,000 weights.
+    Cost: 20 to 100 ms once transformers is imported; models have 7,000 to 361,000 weights.
     """
-    for module, names in _WHERE.items():
+    for module, names in (_WHERE | _PLANTED).items():
         if name in names:
             return getattr(importlib.import_module(f"underhood.organisms.{module}"), name)()
     raise ModelNotFound(
         f"no wired organism is called {name!r}",
         given=name,
-        do=f"use one of: {nearest(name, WIRED, n=len(WIRED))}",
+        do=f"use one of: {nearest(name, NAMES, n=len(NAMES))}",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,12 +10,13 @@ from torch import Tensor
 
 from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass
-from underhood.core.tokens import Tokens
-from underhood.data import EncodedPairs, Metric
-from underhood.methods.locate._places import Cell, Spots, Units
+from underhood.data import Metric
+from underhood.methods.locate._places import Spots, Units
 from underhood.methods.locate._written import Learning
 
-__all__ = ["Asked", "Found", "blocks_of", "part_of"]
+__all__ = ["Asked", "Found"]
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +65,22 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Found:
+class Found(Generic[C]):
     """Numbers per row, in the metric's unit.
 
     Attributes:
-        cells: The cells, in order.
+        cells: The cells, in order: places, or the ends of paths.
         clean: The metric of the clean run.
         contrast: The metric of the contrast run.
         values: The metric with a cell patched; NaN where a row has no such position.
         control: The same for random directions, draw by draw.
-        acted: Whether the patch changed anything there; where not, nothing was run.
+        acted: Whether the patch changed anything there (a path: at its receivers); where not, the
+            value is that of the unedited run.
         how: How the cells were run.
         passes: Forward passes, without those that read the activations.
     """
 
-    cells: list[Cell]
+    cells: list[C]
     clean: Float[Tensor, " batch"]
     contrast: Float[Tensor, " batch"]
     values: Float[Tensor, "cell batch"]
@@ -87,27 +90,9 @@ class Found:
     passes: int = 0
 
     @classmethod
-    def empty(cls, cells: list[Cell], batch: int, draws: int = 0) -> "Found":
+    def empty(cls, cells: list[C], batch: int, draws: int = 0) -> "Found[C]":
         """Nothing filled in yet."""
         ends = torch.zeros(2, batch, dtype=torch.float64)
         values = torch.full((1 + draws, len(cells), batch), torch.nan, dtype=torch.float64)
         acted = torch.zeros(len(cells), batch, dtype=torch.bool)
         return cls(cells, ends[0], ends[1], values[0], values[1:], acted)
-
-
-def blocks_of(batch: int, size: int) -> list[range]:
-    """Rows of the pairs that go through together."""
-    return [range(i, min(i + size, batch)) for i in range(0, batch, size)]
-
-
-def part_of(pairs: EncodedPairs, rows: range) -> EncodedPairs:
-    """Some rows of the pairs."""
-    cut = slice(rows.start, rows.stop)
-
-    def side(tokens: Tokens) -> Tokens:
-        return Tokens(tokens.ids[cut], tokens.mask[cut], tokens.strings[cut])
-
-    return EncodedPairs(
-        side(pairs.clean), side(pairs.contrast), pairs.answers[cut], pairs.wrong[cut],
-        pairs.first_difference[cut],
-    )  # fmt: skip

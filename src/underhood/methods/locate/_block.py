@@ -16,7 +16,6 @@ from underhood.core.site import Site
 from underhood.core.sweep import Swept, sweep
 from underhood.core.tokens import Where
 from underhood.data import EncodedPairs
-from underhood.data.metric import reindex
 from underhood.methods.locate._asked import Asked, Found
 from underhood.methods.locate._places import Cell, Place
 
@@ -96,10 +95,7 @@ class Block:
         """
         times = len(logits) // len(self.rows)
         answers, wrong = (x.repeat(times, 1) for x in (self.pairs.answers, self.pairs.wrong))
-        if columns is not None:
-            known = self.asked.metric
-            answers = reindex(answers, columns) if known.uses_answers else answers[:, :0]
-            wrong = reindex(wrong, columns) if known.uses_wrong else wrong[:, :0]
+        answers, wrong = self.asked.metric.numbered(columns, answers, wrong)
         reference = self.reference.repeat(times, 1) if self.asked.metric.uses_reference else None
         return self.asked.metric(logits, answers, wrong, reference=reference).double().cpu()
 
@@ -177,7 +173,7 @@ class Block:
 
     # All cells -----------------------------------------------------------------------------------
 
-    def fill(self, found: Found) -> None:
+    def fill(self, found: Found[Cell]) -> None:
         """Run this block's part of every cell."""
         cut = slice(self.rows.start, self.rows.stop)
         found.clean[cut], found.contrast[cut] = self.ends
@@ -197,7 +193,7 @@ class Block:
 
     def _sweep(
         self,
-        found: Found,
+        found: Found[Cell],
         into: Tensor,
         todo: Sequence[tuple[int, list[int]]],
         noise: dict[Place, Tensor] | None,

@@ -77,8 +77,7 @@ class Cuts:
         self.passes, self.how = 0, "nothing was run"
         size = batch_size or rows_per_pass(pairs.clean.ids.shape[1])
         cut = Ablation(wiring, pairs, ablation, size)
-        blocks = [range(i, min(i + size, len(pairs))) for i in range(0, len(pairs), size)]
-        parts = [pairs.rows(block) for block in blocks]
+        parts = [pairs.rows(block) for block in pairs.blocks(size)]
         ends = [last_logits(wiring.model, part.clean)[0] for part in parts]
         other = [cut.writes(part) for part in parts]
         self.passes += cut.passes + 2 * len(parts)

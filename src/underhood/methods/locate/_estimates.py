@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from underhood.core.errors import NotFinite, PairError, UsageError
 from underhood.core.model import Model
 from underhood.core.site import Site
-from underhood.data import EncodedPairs
+from underhood.data import EncodedPairs, Metric, metric_named
 from underhood.methods.locate._asked import Asked, Found
 from underhood.methods.locate._block import Block
 from underhood.methods.locate._gradients import (
@@ -26,11 +27,14 @@ from underhood.methods.locate._gradients import (
     probes_of,
     slopes,
 )
+from underhood.methods.locate._grids import columns_of, effects
 from underhood.methods.locate._patching import ExactPatching
-from underhood.methods.locate._places import Place
+from underhood.methods.locate._places import Cell, Place
 from underhood.methods.locate._saturation import KEY, QUERY, Softmax, softmaxes
 
-__all__ = ["Estimated", "How", "cell_values", "estimated"]
+__all__ = [
+    "Estimated", "How", "cell_values", "differentiable", "estimate_columns", "estimated", "runs_at",
+]  # fmt: skip
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
 
@@ -63,10 +67,33 @@ class Estimated:
         backwards: Backward passes.
     """
 
-    found: Found
+    found: Found[Cell]
     signed: Float[Tensor, "cell batch"] | None
     forwards: int = 0
     backwards: int = 0
+
+
+def differentiable(name: str) -> Metric:
+    """A metric by its name.
+
+    Raises:
+        UsageError: It has no gradient.
+    """
+    metric = metric_named(name)
+    if not metric.differentiable:
+        raise UsageError(
+            f"the metric {name} has no gradient",
+            given=f"metric={name!r}",
+            why="estimates are sent back from the metric",
+            do="use logit_diff or log_prob, or patch exactly: activation_patching",
+        )
+    return metric
+
+
+def runs_at(grad_at: str, asked: Asked) -> tuple[bool, ...]:
+    """The runs that gradients are taken at, by whether they are the clean one."""
+    at = {"clean": (True,), "corrupt": (False,), "both": (True, False)}
+    return at.get(grad_at, (not asked.denoises,))
 
 
 def estimated(
@@ -95,6 +122,38 @@ def estimated(
             signed = torch.where(quiet, 0.0, signed)
             job.signed[:, cut] = torch.where(change.isnan(), torch.nan, signed)
     return job, exact
+
+
+def estimate_columns(job: Estimated, asked: Asked) -> dict[str, Tensor]:
+    """The columns of a grid of estimates: with `change` per row, and `signed` for AtP*.
+
+    Raises:
+        NotFinite: Some estimates are not numbers.
+        PairError: No cell differs between the runs, or the metric is the same at both ends.
+    """
+    found = job.found
+    columns = columns_of(found, asked)
+    bad = ~torch.isfinite(columns["raw"])
+    if bool(bad.any()):
+        raise NotFinite(
+            "some estimates are not numbers",
+            given=f"{int(bad.sum())} of {len(bad)}, the first at"
+            f" {found.cells[int(bad.nonzero()[0])].site}",
+            why="an activation or a gradient overflowed",
+            do="use float32, or patch exactly: activation_patching",
+        )
+    if not bool(found.acted.any()):
+        raise PairError(
+            "no cell holds anything else in the other run",
+            given=f"{len(found.cells)} cells",
+            why="there is nothing to exchange",
+            do="ask for other sites or positions, where the two prompts differ",
+        )
+    start, end = (found.contrast, found.clean) if asked.denoises else (found.clean, found.contrast)
+    columns["change"] = asked.sign * (found.values - start) + 0.0
+    if job.signed is not None:
+        columns["signed"] = effects(start + asked.sign * job.signed, start, end)[0]
+    return columns
 
 
 def _at(

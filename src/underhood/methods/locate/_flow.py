@@ -282,5 +282,4 @@ def last_logits(
 ) -> Float[Tensor, "batch vocab"]:
     """Logits at each prompt's last token, in passes of some rows."""
     size = batch_size or rows_per_pass(tokens.ids.shape[1])
-    cuts = [slice(i, i + size) for i in range(0, len(tokens), size)]
-    return torch.cat([model.run(Tokens(tokens.ids[c], tokens.mask[c])).last_logits for c in cuts])
+    return torch.cat([model.run(tokens.rows(b)).last_logits for b in tokens.blocks(size)])

@@ -131,8 +131,7 @@ class Search:
         size = self.asked.batch_size or rows_per_pass(self.size)
         found: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
         kinds = _KINDS if self.asked.draws else _KINDS[:1]
-        for start in range(0, len(self.ids), size):
-            rows = range(start, min(start + size, len(self.ids)))
+        for rows in self.tokens.blocks(size):
             some = self._rows(rows)
             run = self.model.run(some.tokens, record=streams(self.model))
             cells = [

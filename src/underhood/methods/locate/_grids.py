@@ -57,12 +57,7 @@ def answered(
 
 def _top(model: Model, tokens: Tokens, batch_size: int | None) -> Tensor:
     size = batch_size or rows_per_pass(tokens.ids.shape[1])
-    parts = [
-        model.run(Tokens(tokens.ids[i : i + size], tokens.mask[i : i + size])).last_logits.argmax(
-            -1
-        )
-        for i in range(0, len(tokens), size)
-    ]
+    parts = [model.run(tokens.rows(b)).last_logits.argmax(-1) for b in tokens.blocks(size)]
     return torch.cat(parts)[:, None]
 
 
@@ -86,7 +81,7 @@ def effects(
     return effect, sem
 
 
-def columns_of(found: Found, asked: Asked) -> dict[str, Tensor]:
+def columns_of(found: Found[Cell], asked: Asked) -> dict[str, Tensor]:
     """`effect`, `sem`, `raw`, `skipped`, `rows`, and `control` where it was run; one per cell.
 
     Raises:
@@ -109,7 +104,7 @@ def columns_of(found: Found, asked: Asked) -> dict[str, Tensor]:
 
 
 def dataset(
-    found: Found,
+    found: Found[Cell],
     asked: Asked,
     columns: Mapping[str, Tensor],
     words: Sequence[str],

@@ -23,7 +23,6 @@ from underhood.core.tokens import Tokens
 from underhood.methods.locate._trace import (
     log_prob_and_rank,
     random_like,
-    rows_of,
     stopped,
     streams,
     sweep_columns,
@@ -94,15 +93,15 @@ def trace(model: Model, stage: Stage) -> Traced:
         torch.zeros(stage.draws, layers, spots, batch, 2, dtype=torch.float64),
         torch.zeros(layers, spots, batch, dtype=torch.bool),
     )
-    for start in range(0, batch, size):
-        _block(model, stage, range(start, min(start + size, batch)), found)
+    for rows in stage.clean.blocks(size):
+        _block(model, stage, rows, found)
     return found
 
 
 def _block(model: Model, stage: Stage, rows: range, found: Traced) -> None:
     """Some rows of every cell."""
     sites, cut = streams(model)[: stage.layer + 2], slice(rows.start, rows.stop)
-    tokens = [rows_of(side, rows) for side in (stage.clean, stage.contrast)]
+    tokens = [side.rows(rows) for side in (stage.clean, stage.contrast)]
     targets, stop = stage.targets[cut], stopped(model, stage.layer)
     runs = [model.run(side, record=sites, edits=stop or None) for side in tokens]
     ends = [log_prob_and_rank(r.last_logits, targets.to(r.logits.device)) for r in runs]
@@ -174,14 +173,13 @@ def readable(
     """
     sites, size = streams(model), batch_size or rows_per_pass(tokens.ids.shape[1])
     blocks = []
-    for start in range(0, len(tokens), size):
-        part = rows_of(tokens, range(start, min(start + size, len(tokens))))
-        run = model.run(part, record=sites)
+    for rows in tokens.blocks(size):
+        run = model.run(tokens.rows(rows), record=sites)
         layers = []
         for site in sites:
             logits = head.logits(run.aligned(site)).float().flatten(0, 1)  # [rows * pos, vocab]
-            ids = [t[start : start + len(part)].flatten().to(logits.device) for t in targets]
-            ranks = [log_prob_and_rank(logits, each)[:, 1].view(len(part), -1) for each in ids]
+            ids = [t[rows.start : rows.stop].flatten().to(logits.device) for t in targets]
+            ranks = [log_prob_and_rank(logits, each)[:, 1].view(len(rows), -1) for each in ids]
             layers.append(torch.stack(ranks).cpu())
         blocks.append(torch.stack(layers, 1).permute(0, 1, 3, 2))  # [target layer pos rows]
     return torch.cat(blocks, -1).double()

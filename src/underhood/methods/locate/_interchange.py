@@ -21,7 +21,7 @@ from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Tokens, Where
 from underhood.data import EncodedPairs, Pairs, logit_diff, reindex
 
-__all__ = ["SAME", "Interchange", "answered", "rows_of", "spots"]
+__all__ = ["SAME", "Interchange", "answered", "spots"]
 
 _WORTH = 900  # cells x tokens from which sharing a prompt's prefix pays for its three passes
 
@@ -58,20 +58,6 @@ def spots(encoded: EncodedPairs, pairs: Pairs, positions: str | int) -> list[int
     return [spot] * rows
 
 
-def rows_of(encoded: EncodedPairs, rows: Sequence[int]) -> EncodedPairs:
-    """Some rows of the pairs, padding columns kept."""
-    index = list(rows)
-
-    def side(tokens: Tokens) -> Tokens:
-        strings = tuple(tokens.strings[i] for i in index) if tokens.strings else ()
-        return Tokens(tokens.ids[index], tokens.mask[index], strings)
-
-    return EncodedPairs(
-        side(encoded.clean), side(encoded.contrast), encoded.answers[index], encoded.wrong[index],
-        [encoded.first_difference[i] for i in index],
-    )  # fmt: skip
-
-
 def answered(model: Model, encoded: EncodedPairs) -> tuple[EncodedPairs, str]:
     """Missing answers filled in with the model's top tokens; and where they come from.
 
@@ -96,14 +82,9 @@ def answered(model: Model, encoded: EncodedPairs) -> tuple[EncodedPairs, str]:
 
 
 def _top(model: Model, tokens: Tokens) -> Int[Tensor, "batch 1"]:
-    parts = [model.run(part).last_logits.argmax(-1) for part in _blocks(tokens)]
+    blocks = tokens.blocks(rows_per_pass(tokens.ids.shape[1]))
+    parts = [model.run(tokens.rows(block)).last_logits.argmax(-1) for block in blocks]
     return torch.cat(parts)[:, None].cpu()
-
-
-def _blocks(tokens: Tokens) -> list[Tokens]:
-    size = rows_per_pass(tokens.ids.shape[1])
-    cuts = [slice(i, i + size) for i in range(0, len(tokens), size)]
-    return [Tokens(tokens.ids[cut], tokens.mask[cut]) for cut in cuts]
 
 
 class Interchange:
@@ -149,18 +130,18 @@ class Interchange:
         self, tokens: Tokens, sites: Sequence[Site]
     ) -> tuple[dict[Site, Tensor], Float[Tensor, "batch vocab"]]:
         kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        logits, done = [], 0
-        for part in _blocks(tokens):
+        logits = []
+        for block in tokens.blocks(rows_per_pass(tokens.ids.shape[1])):
+            part = tokens.rows(block)
             run = self.model.run(part, record=list(sites))
             rows = torch.arange(len(part))
             for site, parts in kept.items():
                 found = run.aligned(site)
                 if self.spots is not None:
-                    own = self.spots[done : done + len(part)]
+                    own = [self.spots[row] for row in block]
                     found = found[rows, [p % n for p, n in zip(own, part.lengths, strict=True)]]
                 parts.append(found.detach())
             logits.append(run.last_logits.detach().float().cpu())
-            done += len(part)
         return {site: torch.cat(parts) for site, parts in kept.items()}, torch.cat(logits)
 
     def differences(self, site: Site) -> Float[Tensor, "n d"]:

@@ -22,7 +22,7 @@ from underhood.core.site import Site
 from underhood.core.tokens import Tokens, Where
 from underhood.data import EncodedPairs, Metric
 from underhood.data.metric import Asked as Read
-from underhood.methods.locate._roles import blocks, rows_of
+from underhood.methods.locate._roles import blocks
 
 __all__ = [
     "LOG_ODDS", "PARTS", "Compress", "HeadAt", "Space", "Spaces", "Swap", "check_ranks",
@@ -161,7 +161,7 @@ def _gathered(
 ) -> dict[Site, Float[Tensor, "n d_head"]]:
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for rows in blocks(pairs, size):
-        part = rows_of(pairs, rows)
+        part = pairs.rows(rows)
         for tokens in (part.clean, part.contrast):
             run = _record(model, tokens, sites)
             for site in sites:

@@ -84,7 +84,7 @@ class Weights:
     ) -> Float[Tensor, "rows pos vocab"]:
         """What the model says when each weight is multiplied by its mask value."""
         given = self.model.batch(tokens)[1]
-        if "use_cache" in self.model._forward_names:
+        if "use_cache" in self.model.forward_names:
             given = given | {"use_cache": False}
         module = self.model.module
         parameters = dict(module.named_parameters())
@@ -219,7 +219,11 @@ class Goal:
         bigrams: Bigrams | None = None,
     ) -> None:
         if loss == "bigram" and bigrams is None:
-            raise UsageError("bigram probabilities are needed", given="None", do="make them first")
+            raise UsageError(
+                "bigram probabilities are needed",
+                given="bigrams=None",
+                do="make them with bigrams_of or bigrams_counted",
+            )
         self.weights, self.pairs, self.loss, self.metric = weights, pairs, loss, metric
         self.bigrams = bigrams
         self.ones = torch.ones(weights.total, device=weights.model.device)
@@ -252,8 +256,7 @@ class Goal:
         """The loss of a mask on all prompts."""
         total = 0.0
         with torch.no_grad():
-            for first in range(0, len(self.pairs), _ROWS):
-                index = range(first, min(first + _ROWS, len(self.pairs)))
+            for index in self.pairs.blocks(_ROWS):
                 total += float(self(kept.to(self.ones), index)) * len(index) / len(self.pairs)
         return total
 

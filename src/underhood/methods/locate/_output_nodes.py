@@ -22,7 +22,7 @@ from underhood.core.site import Site
 from underhood.core.tokens import Where
 from underhood.data import EncodedPairs
 from underhood.data.metrics import logit_diff
-from underhood.methods.locate._roles import Asked, Bench, Part, blocks, matched, means, rows_of
+from underhood.methods.locate._roles import Asked, Bench, Part, blocks, matched, means
 from underhood.methods.read._direct_parts import Layout, Place, attribute, layout_of
 
 __all__ = ["Nodes", "output_nodes"]
@@ -133,7 +133,7 @@ def _direct(
     total, says, places = torch.zeros(0), 0.0, []
     nobody = torch.zeros(0, 2, dtype=torch.long)
     for rows in blocks(pairs, batch_size):
-        part = rows_of(pairs, rows)
+        part = pairs.rows(rows)
         found = attribute(layout, part.clean, part.answers, part.wrong, nobody)
         places, says = found.places, says + float(found.says.sum())
         mine = found.mine.sum(0)
@@ -180,7 +180,7 @@ def _mean_written(
     """Over both prompts of all rows."""
     sums: list[Tensor] = []
     for rows in blocks(pairs, batch_size):
-        part = rows_of(pairs, rows)
+        part = pairs.rows(rows)
         for tokens in (part.clean, part.contrast):
             run = layout.model.run(tokens, record=layout.sites, at=-1)
             sums.append(_written(layout, run, places).sum(1))

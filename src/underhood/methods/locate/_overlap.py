@@ -20,8 +20,10 @@ def held(circuit: Circuit, part: str) -> Bool[Tensor, " item"]:
     if part == "edges":
         return circuit.mask[graph.real]
     names = set(circuit.nodes)
-    kinds = {"nodes": ("heads", "mixer", "mlp"), "heads": ("heads",)}[part]
-    wanted = [n for i, w in enumerate(graph.writers) if w.kind in kinds for n in graph.written(i)]
+    wanted = [
+        n for i, w in enumerate(graph.writers) for n in graph.written(i)
+        if w.kind == "heads" or (part == "nodes" and w.kind != "input")
+    ]  # fmt: skip
     return torch.tensor([graph.sources[n] in names for n in wanted], dtype=torch.bool)
 
 

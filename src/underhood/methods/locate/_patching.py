@@ -12,7 +12,7 @@ from torch import Tensor
 
 from underhood.core.model import Model
 from underhood.data import EncodedPairs, normalised
-from underhood.methods.locate._asked import Asked, Found, blocks_of, part_of
+from underhood.methods.locate._asked import Asked, Found
 from underhood.methods.locate._block import Block, Fixed, Grid
 from underhood.methods.locate._places import Cell, cells_of, places_of
 from underhood.methods.locate._written import Job, check_structure, means_of, optimal_constants
@@ -20,7 +20,7 @@ from underhood.methods.locate._written import Job, check_structure, means_of, op
 __all__ = ["Asked", "Cell", "ExactPatching", "Found", "patched"]
 
 
-def patched(model: Model, pairs: EncodedPairs, asked: Asked) -> Found:
+def patched(model: Model, pairs: EncodedPairs, asked: Asked) -> Found[Cell]:
     """Every cell patched in every row, one at a time."""
     exact = ExactPatching(model, pairs, asked)
     found = Found.empty(exact.grid.cells, len(pairs), asked.draws)
@@ -49,7 +49,7 @@ class ExactPatching:
         columns = pairs.clean.ids.shape[1]
         places = places_of(model, asked.names, asked.units, pairs.clean, asked.chosen)
         self.grid = Grid(model, asked, places, cells_of(places, asked.positions, columns))
-        self.rows = blocks_of(len(pairs), asked.size(columns))
+        self.rows = pairs.blocks(asked.size(columns))
         self._fixed: Fixed | None = None
         self._kept: tuple[range, Block] | None = None
 
@@ -59,7 +59,7 @@ class ExactPatching:
             yield self._kept
             return
         for rows in self.rows:
-            block = Block(self.grid, self.fixed, part_of(self.pairs, rows), rows)
+            block = Block(self.grid, self.fixed, self.pairs.rows(rows), rows)
             if len(self.rows) == 1:
                 self._kept = (rows, block)
             yield rows, block
@@ -98,7 +98,7 @@ def _fixed(exact: ExactPatching) -> Fixed:
     sides = (
         side
         for rows in exact.rows
-        for part in [part_of(pairs, rows)]
+        for part in [pairs.rows(rows)]
         for side in (part.clean, part.contrast)
     )
     means = means_of(
@@ -129,5 +129,5 @@ def _fixed(exact: ExactPatching) -> Fixed:
 
 def _references(exact: ExactPatching) -> Tensor:
     """The clean run's logits, for metrics that compare with them."""
-    parts = [exact.model.run(part_of(exact.pairs, rows).clean).last_logits for rows in exact.rows]
+    parts = [exact.model.run(exact.pairs.clean.rows(rows)).last_logits for rows in exact.rows]
     return torch.cat(parts)

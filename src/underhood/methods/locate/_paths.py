@@ -25,10 +25,10 @@ from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass, sweep
 from underhood.core.tokens import Where
 from underhood.data import EncodedPairs, Metric, normalised
-from underhood.methods.locate._asked import blocks_of, part_of
+from underhood.methods.locate._asked import Found
 from underhood.methods.locate._paths_linear import Line
 
-__all__ = ["Asked", "Cell", "Found", "Node", "paths"]
+__all__ = ["Asked", "Cell", "Node", "paths"]
 
 # Relative difference below which two activations count as equal: the noise of float32 kernels.
 _NOISE = 1e-6
@@ -83,44 +83,15 @@ class Asked:
         return any(sender.order < receiver.order for receiver in self.receivers)
 
 
-@dataclass(slots=True)
-class Found:
-    """Numbers per row, in the metric's unit.
-
-    Attributes:
-        cells: The cells, in order.
-        clean: The metric of the clean run.
-        contrast: The metric of the contrast run.
-        values: The metric with a path patched; NaN where a row has no such position.
-        control: The same for random directions, draw by draw.
-        acted: Whether anything arrived at the receivers; where not, the base run's value stands.
-        how: How pass 2 was run.
-        passes: Forward passes, without those that read both runs.
-    """
-
-    cells: list[Cell]
-    clean: Float[Tensor, " batch"]
-    contrast: Float[Tensor, " batch"]
-    values: Float[Tensor, "cell batch"]
-    control: Float[Tensor, "draw cell batch"]
-    acted: Bool[Tensor, "cell batch"]
-    how: str = "nothing to run"
-    passes: int = 0
-
-
-def paths(model: Model, pairs: EncodedPairs, asked: Asked) -> Found:
+def paths(model: Model, pairs: EncodedPairs, asked: Asked) -> Found[Cell]:
     """The effect of every sender on the answer by way of the receivers."""
-    columns, batch = pairs.clean.ids.shape[1], len(pairs)
-    size = asked.batch_size or rows_per_pass(columns)
-    blocks = blocks_of(batch, size)
+    columns = pairs.clean.ids.shape[1]
+    blocks = pairs.blocks(asked.batch_size or rows_per_pass(columns))
     spots: dict[str, list[int | None]] = {"each": [*range(columns)], "all": [None], "last": [-1]}
     cells = [Cell(n, p) for n in range(len(asked.senders)) for p in spots[asked.positions]]
-    ends = torch.zeros(2, batch, dtype=torch.float64)
-    values = torch.full((1 + asked.draws, len(cells), batch), torch.nan, dtype=torch.float64)
-    acted = torch.zeros(len(cells), batch, dtype=torch.bool)
-    found = Found(cells, ends[0], ends[1], values[0], values[1:], acted)
+    found = Found.empty(cells, len(pairs), asked.draws)
     for rows in blocks:
-        block = _Block(model, part_of(pairs, rows), asked, rows)
+        block = _Block(model, pairs.rows(rows), asked, rows)
         if len(blocks) == 1:  # refuse ends that do not differ before the cells are run
             normalised(0.0, *(float(end.mean()) for end in block.ends))
         block.fill(found)
@@ -180,7 +151,7 @@ class _Block:
         reference = self.reference.repeat(times, 1) if self.asked.metric.uses_reference else None
         return self.asked.metric(logits, answers, wrong, reference=reference).double().cpu()
 
-    def fill(self, found: Found) -> None:
+    def fill(self, found: Found[Cell]) -> None:
         """Run this block's part of every cell."""
         cut = slice(self.rows.start, self.rows.stop)
         found.clean[cut], found.contrast[cut] = self.ends
@@ -246,7 +217,7 @@ class _Block:
 
     def _through(
         self,
-        found: Found,
+        found: Found[Cell],
         into: Tensor,
         todo: Sequence[tuple[int, list[int]]],
         source: dict[Site, Tensor],
@@ -280,7 +251,7 @@ class _Block:
         found.how, found.passes = swept.how, found.passes + swept.passes
 
     def _first(
-        self, found: Found, todo: Sequence[tuple[int, list[int]]], source: dict[Site, Tensor]
+        self, found: Found[Cell], todo: Sequence[tuple[int, list[int]]], source: dict[Site, Tensor]
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """Pass 1: last logits `[cell * row, vocab]`, and receivers' inputs `[cell, row, ...]`."""
         many = len(self.rows)

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from underhood.core.errors import NotFinite, NotOffered, OutOfRange
 from underhood.core.model import Model
 from underhood.core.tokens import Tokens
-from underhood.methods.locate._trace import at_least_one
+from underhood.methods.locate._options import at_least
 
 __all__ = ["Tuned", "tune_layers", "tune_tokens"]
 
@@ -116,11 +116,13 @@ def tune_tokens(
     seed: int,
 ) -> Tuned:
     """`tune_layers`, for prompts and answers that are ids already."""
-    at_least_one(rank=rank, steps=steps, rows=rows)
+    at_least(1, rank=rank, steps=steps, rows=rows)
     for layer in layers:
         if not 0 <= layer < model.n_layers:
             raise OutOfRange(
-                f"there is no layer {layer}", given=f"{model.n_layers} layers", do="count from 0"
+                f"there is no layer {layer}",
+                given=f"{model.n_layers} layers",
+                do=f"use 0 to {model.n_layers - 1}",
             )
     worker = Model(copy.deepcopy(model.module).eval(), model.tokenizer, pad_id=model.text.pad_id)
     worker.module.requires_grad_(False)

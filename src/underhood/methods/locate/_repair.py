@@ -239,8 +239,7 @@ class Bench:
 
     def _blocks(self) -> list[range]:
         size = self.batch_size or rows_per_pass(self.pairs.clean.ids.shape[1])
-        n = len(self.pairs)
-        return [range(first, min(first + size, n)) for first in range(0, n, size)]
+        return self.pairs.blocks(size)
 
     def _look(self, patterns: dict[int | None, Tensor], part: EncodedPairs, row: int) -> Tensor:
         """Mean attention of one row's last token to its answers, over the movers."""

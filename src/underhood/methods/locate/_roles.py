@@ -22,12 +22,12 @@ from underhood.core.model import Model
 from underhood.core.ops import Moment, Op, Patch, like
 from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass, sweep
-from underhood.core.tokens import Tokens, Where
+from underhood.core.tokens import Where
 from underhood.data import EncodedPairs, Metric, normalised
 
 __all__ = [
     "Asked", "Bench", "Overwrite", "Part", "Permuted", "losses", "matched", "means", "parts_of",
-    "permuted", "rows_of", "selectivity",
+    "permuted", "selectivity",
 ]  # fmt: skip
 
 _SITES = {
@@ -126,23 +126,9 @@ def parts_of(model: Model, kind: str) -> list[Part]:
     return found
 
 
-def rows_of(pairs: EncodedPairs, rows: range) -> EncodedPairs:
-    """Some rows of the pairs."""
-    cut = slice(rows.start, rows.stop)
-
-    def side(tokens: Tokens) -> Tokens:
-        return Tokens(tokens.ids[cut], tokens.mask[cut], tokens.strings[cut])
-
-    return EncodedPairs(
-        side(pairs.clean), side(pairs.contrast), pairs.answers[cut], pairs.wrong[cut],
-        pairs.first_difference[cut],
-    )  # fmt: skip
-
-
 def blocks(pairs: EncodedPairs, batch_size: int | None) -> list[range]:
     """Rows that go through together."""
-    size = batch_size or rows_per_pass(pairs.clean.ids.shape[1])
-    return [range(i, min(i + size, len(pairs))) for i in range(0, len(pairs), size)]
+    return pairs.blocks(batch_size or rows_per_pass(pairs.clean.ids.shape[1]))
 
 
 def means(
@@ -157,7 +143,7 @@ def means(
     sums: dict[Site, Tensor] = {}
     count = 0
     for rows in blocks(pairs, asked.batch_size):
-        part = rows_of(pairs, rows)
+        part = pairs.rows(rows)
         for tokens in (part.clean, part.contrast):
             keep = tokens.mask.cpu() & (tokens.position_ids.cpu() > 0)
             if asked.positions == "last":
@@ -193,7 +179,7 @@ class Bench:
         self.clean, self.contrast = (torch.cat(column) for column in zip(*ends, strict=True))
 
     def _ends(self, rows: range) -> tuple[Tensor, Tensor]:
-        part = rows_of(self.pairs, rows)
+        part = self.pairs.rows(rows)
         clean, contrast = (self.model.run(t).last_logits for t in (part.clean, part.contrast))
         if self.asked.metric.uses_reference:
             self._reference[rows.start] = clean
@@ -217,7 +203,7 @@ class Bench:
         """Another metric of the clean prompts."""
         found = []
         for rows in self._blocks:
-            logits = self.model.run(rows_of(self.pairs, rows).clean).last_logits
+            logits = self.model.run(self.pairs.clean.rows(rows)).last_logits
             found.append(self.read(logits, rows, metric))
         return torch.cat(found)
 
@@ -231,7 +217,7 @@ class Bench:
         wanted = list(dict.fromkeys(site for cell in cells for part in cell for site in part.sites))
         found = []
         for rows in self._blocks:
-            run = self.model.run(rows_of(self.pairs, rows).contrast, record=wanted)
+            run = self.model.run(self.pairs.contrast.rows(rows), record=wanted)
             source = {site: run.aligned(site) for site in wanted}
             found.append(self._swept(rows, [self._plan(cell, source) for cell in cells], metric))
         return torch.cat(found, 1)
@@ -247,8 +233,7 @@ class Bench:
     ) -> Float[Tensor, "cell batch"]:
         """The same for plans that hold rows: `plans(part of the pairs, its rows)` makes them."""
         found = [
-            self._swept(rows, plans(rows_of(self.pairs, rows), rows), metric)
-            for rows in self._blocks
+            self._swept(rows, plans(self.pairs.rows(rows), rows), metric) for rows in self._blocks
         ]
         return torch.cat(found, 1)
 
@@ -259,7 +244,7 @@ class Bench:
         edits = [edit for plan in plans for edit in as_plan(plan)]
         late = all(edit.where.pos is not None for edit in edits)
         found = sweep(
-            self.model, rows_of(self.pairs, rows).clean, plans,
+            self.model, self.pairs.clean.rows(rows), plans,
             lambda logits: self.read(logits, rows, metric), batch_size=self.asked.batch_size,
             share=late and len(plans) >= _FULL,
         )  # fmt: skip

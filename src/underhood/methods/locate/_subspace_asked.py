@@ -20,11 +20,11 @@ from underhood.core.model import Model
 from underhood.core.site import Site
 from underhood.data import Pairs, normalised
 from underhood.methods.locate._illusion import orthonormal
-from underhood.methods.locate._interchange import Interchange, answered, rows_of, spots
+from underhood.methods.locate._interchange import Interchange, answered, spots
 from underhood.methods.locate._readout import Readout, readout_of
 
 __all__ = [
-    "Reader", "check_amounts", "check_same", "check_width", "directions_given", "divide",
+    "Reader", "check_same", "check_width", "directions_given", "divide",
     "reader_of", "sites_of", "works",
 ]  # fmt: skip
 
@@ -51,12 +51,6 @@ def reader_of(model: Model, site: Site, named: Sequence[str]) -> Reader:
         if named:
             raise
         return Reader(None, error.what)
-
-
-def check_amounts(**amounts: int) -> None:
-    for name, amount in amounts.items():
-        if amount < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=amount, do="leave it out")
 
 
 def sites_of(
@@ -162,7 +156,7 @@ def works(
     found = []
     for rows in (learning, testing):
         own = None if places is None else [places[row] for row in rows]
-        part = rows_of(encoded, rows)
+        part = encoded.rows(rows)
         found.append(Interchange(model, part, sites, own, batch_size=batch_size))
     normalised(0.0, *(float(end.mean()) for end in (found[1].clean, found[1].contrast)))
     return found[0], found[1], origin

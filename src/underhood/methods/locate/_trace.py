@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from underhood.core.edit import Edit, Plan
-from underhood.core.errors import NotOffered, OutOfRange, PairError
+from underhood.core.errors import NotOffered, PairError
 from underhood.core.head import Head
 from underhood.core.model import Model
 from underhood.core.ops import set_to, zero
@@ -26,8 +26,8 @@ from underhood.core.tokens import Tokens
 from underhood.data import EncodedPairs
 
 __all__ = [
-    "at_least_one", "check_stop", "first_staying", "last_states", "log_prob_and_rank",
-    "own_answers", "random_like", "rows_of", "stopped", "streams", "sweep_columns", "written",
+    "check_stop", "first_staying", "last_states", "log_prob_and_rank",
+    "own_answers", "random_like", "stopped", "streams", "sweep_columns", "written",
 ]  # fmt: skip
 
 _STOP = 1e-3  # of the largest logit: the stopped model against the lens
@@ -68,16 +68,6 @@ def streams(model: Model) -> list[Site]:
     return [Site("resid_pre", 0, stack=model.main), *after]
 
 
-def rows_of(tokens: Tokens, rows: range | Bool[Tensor, " batch"]) -> Tokens:
-    """Some rows of a batch."""
-    if isinstance(rows, Tensor):
-        kept = rows.nonzero()[:, 0].tolist()
-        strings = tuple(tokens.strings[i] for i in kept) if tokens.strings else ()
-        return Tokens(tokens.ids[kept], tokens.mask[kept], strings)
-    cut = slice(rows.start, rows.stop)
-    return Tokens(tokens.ids[cut], tokens.mask[cut], tokens.strings[cut])
-
-
 def last_states(
     model: Model, tokens: Tokens, sites: Sequence[Site], *, batch_size: int | None = None
 ) -> tuple[dict[Site, Float[Tensor, "batch d"]], Float[Tensor, "batch vocab"]]:
@@ -85,9 +75,8 @@ def last_states(
     size = batch_size or rows_per_pass(tokens.ids.shape[1])
     kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
     logits = []
-    for start in range(0, len(tokens), size):
-        part = rows_of(tokens, range(start, min(start + size, len(tokens))))
-        run = model.run(part, record=list(sites), at=-1)
+    for rows in tokens.blocks(size):
+        run = model.run(tokens.rows(rows), record=list(sites), at=-1)
         for site, found in kept.items():
             found.append(run[site][:, 0])
         logits.append(run.last_logits.float())
@@ -144,8 +133,12 @@ def check_stop(
 
 
 def random_like(
-    change: Float[Tensor, "batch *rest"], seed: int, draw: int, *, first_row: int = 0
-) -> Float[Tensor, "batch *rest"]:
+    change: Float[Tensor, "batch *rest"],  # noqa: F821
+    seed: int,
+    draw: int,
+    *,
+    first_row: int = 0,
+) -> Float[Tensor, "batch *rest"]:  # noqa: F821
     """Random directions as long as the changes (over the last axis).
 
     Each row has its own generator, so that blocks of rows do not matter.
@@ -166,17 +159,6 @@ def first_staying(holds: Sequence[bool]) -> int | None:
             break
         found = index
     return found
-
-
-def at_least_one(**numbers: int | None) -> None:
-    """Refuse counts below 1 (None is fine).
-
-    Raises:
-        OutOfRange: With the option's name.
-    """
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
 
 
 def log_prob_and_rank(

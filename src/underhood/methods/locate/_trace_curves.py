@@ -189,7 +189,7 @@ def alignment_of(
 
 def _balance(
     right: Float[Tensor, "layer rank *rest"], wrong: Float[Tensor, "layer rank *rest"]
-) -> Float[Tensor, "layer *rest"]:
+) -> Float[Tensor, "layer *rest"]:  # noqa: F821
     """Support for the right side less that for the wrong one, by the sum of their sizes."""
     size = (right.abs() + wrong.abs()).sum(1)
     return (right - wrong).sum(1) / size.clamp(min=1e-12)

@@ -10,7 +10,7 @@ from torch import Tensor
 from underhood.core.model import Model
 from underhood.core.site import Site
 from underhood.data import EncodedPairs
-from underhood.methods.locate._roles import Asked, blocks, rows_of
+from underhood.methods.locate._roles import Asked, blocks
 
 __all__ = ["Active", "active", "compared"]
 
@@ -42,7 +42,7 @@ def active(
     """
     found = []
     for rows in blocks(pairs, asked.batch_size):
-        tokens = rows_of(pairs, rows).clean
+        tokens = pairs.clean.rows(rows)
         if asked.positions == "last":
             run = model.run(tokens, record=sites, at=-1)
             found.append(torch.cat([run[site][:, 0].double().cpu() for site in sites], 1))

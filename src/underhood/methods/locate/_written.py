@@ -172,8 +172,8 @@ def _learn(
     for step in range(how.steps + 1):
         optimiser.zero_grad()
         now = torch.zeros(len(numbers), dtype=torch.float64)
-        for first in range(0, batch, rows):
-            sums = job.means(numbers, values, range(first, min(first + rows, batch)))
+        for block in job.tokens.blocks(rows):
+            sums = job.means(numbers, values, block)
             _check(sums, numbers, job)
             now += sums.detach().double().cpu() / batch
             grads = torch.autograd.grad(-sums.sum() / batch, values, allow_unused=True)

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from underhood.core.errors import OutOfRange, UsageError
+from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.site import Site
@@ -25,6 +25,7 @@ from underhood.methods.locate._asked import Asked
 from underhood.methods.locate._estimates import How, estimated
 from underhood.methods.locate._grid_views import grid_view
 from underhood.methods.locate._grids import answered, columns_of, dataset, words
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._patching import patched
 from underhood.methods.locate._places import Spots, Units, names_of
 from underhood.methods.locate._written import Learning
@@ -123,11 +124,7 @@ def activation_patching(
         True
     """
     _check(direction, value)
-    for name, number in (
-        ("draws", draws), ("batch_size", batch_size or 1), ("top", top), ("steps", steps)
-    ):  # fmt: skip
-        if number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
+    at_least(1, draws=draws, batch_size=batch_size, top=top, steps=steps)
     split: Units = "each" if units == "top" else units
     asked = Asked(
         names_of(model, sites, split), direction, metric_named(metric), positions, value,

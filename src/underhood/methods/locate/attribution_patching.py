@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from underhood.core.errors import NotFinite, OutOfRange, PairError, UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
-from underhood.data import Pairs, metric_named
-from underhood.methods.locate._asked import Asked, Found
-from underhood.methods.locate._estimates import Estimated, How, estimated
+from underhood.data import Pairs
+from underhood.methods.locate._asked import Asked
+from underhood.methods.locate._estimates import (
+    How,
+    differentiable,
+    estimate_columns,
+    estimated,
+    runs_at,
+)
 from underhood.methods.locate._grid_views import grid_view
-from underhood.methods.locate._grids import answered, columns_of, dataset, effects, labels_of, words
+from underhood.methods.locate._grids import answered, dataset, labels_of, words
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._patching import ExactPatching
 from underhood.methods.locate._places import names_of
 from underhood.methods.locate._verify import Verified
@@ -131,19 +137,14 @@ def attribution_patching(
         >>> bool(found["pearson_all"] > 0.5)
         True
     """
-    _check(metric, steps, batch_size)
+    at_least(1, steps=steps, batch_size=batch_size)
     asked = Asked(
-        names_of(model, sites, units), direction, metric_named(metric), positions, "resample", 0,
+        names_of(model, sites, units), direction, differentiable(metric), positions, "resample", 0,
         seed, batch_size, units,
     )  # fmt: skip
-    points = {
-        "base": (not asked.denoises,), "clean": (True,), "corrupt": (False,), "both": (True, False)
-    }[grad_at]  # fmt: skip
     encoded, origin = answered(model, pairs.encode(model), asked.metric, batch_size)
-    job, exact = estimated(model, encoded, asked, How(method, points, steps))
-    columns = columns_of(job.found, asked)
-    _check_numbers(columns["raw"], job.found)
-    columns |= _estimate_columns(job, asked)
+    job, exact = estimated(model, encoded, asked, How(method, runs_at(grad_at, asked), steps))
+    columns = estimate_columns(job, asked)
     if method == "atp*":  # a size, also where the clean prompt scores lower than the contrast
         columns["effect"] = columns["effect"].abs()
     checked = _checked(
@@ -169,48 +170,6 @@ def attribution_patching(
 
 def _path(method: str) -> str | None:
     return "the activation itself, site by site and layer by layer" if method == "ig" else None
-
-
-def _check(metric: str, steps: int, batch_size: int | None) -> None:
-    if not metric_named(metric).differentiable:
-        raise UsageError(
-            f"the metric {metric} has no gradient",
-            given=f"metric={metric!r}",
-            why="attribution patching is a gradient times a difference",
-            do="use logit_diff or log_prob, or patch exactly: activation_patching",
-        )
-    for name, number in (("steps", steps), ("batch_size", batch_size or 1)):
-        if number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
-
-
-def _check_numbers(raw: torch.Tensor, found: Found) -> None:
-    bad = ~torch.isfinite(raw)
-    if bool(bad.any()):
-        cell = found.cells[int(bad.nonzero()[0])]
-        raise NotFinite(
-            "some estimates are not numbers",
-            given=f"{int(bad.sum())} of {len(raw)}, the first at {cell.site}",
-            why="an activation or a gradient overflowed",
-            do="use float32, or patch exactly: activation_patching",
-        )
-    if not bool(found.acted.any()):
-        raise PairError(
-            "no cell holds anything else in the other run",
-            given=f"{len(found.cells)} cells",
-            why="there is nothing to exchange",
-            do="ask for other sites or positions, where the two prompts differ",
-        )
-
-
-def _estimate_columns(job: Estimated, asked: Asked) -> dict[str, torch.Tensor]:
-    """`change` per row, and `signed` for AtP*."""
-    found = job.found
-    start, end = (found.contrast, found.clean) if asked.denoises else (found.clean, found.contrast)
-    columns = {"change": asked.sign * (found.values - start) + 0.0}
-    if job.signed is not None:
-        columns["signed"] = effects(start + asked.sign * job.signed, start, end)[0]
-    return columns
 
 
 def _checked(

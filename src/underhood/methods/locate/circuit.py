@@ -20,12 +20,14 @@ from torch import Tensor
 from underhood.circuits.acdc import acdc
 from underhood.circuits.circuit import Circuit, Scores
 from underhood.circuits.faithfulness import MIB_SIZES, Curve, Judge, random_circuits
+from underhood.circuits.graph import Graph
 from underhood.circuits.score import edge_scores
 from underhood.circuits.wiring import Wiring
-from underhood.core.errors import OutOfRange, UsageError
+from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
+from underhood.methods.locate._options import By, Cut, at_least, below_one
 from underhood.methods.registry import method
 from underhood.view import Result, View, group, lines, sentences, table
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Proof", "choose_circuit", "circuit", "prove", "split_prompts"]
 
-By = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
-Cut = Literal["resample", "mean", "mean-position", "zero"]
 Choice = Literal["top", "greedy", "acdc"]
 
 _ENOUGH = 4  # prompts from which on some are held out
@@ -87,6 +87,7 @@ def circuit(
     threshold: float = 0.01,
     metric: str = "logit_diff",
     ablation: Cut = "resample",
+    experts: bool = False,
     steps: int = 5,
     draws: int = 10,
     held_out: float = 0.5,
@@ -105,6 +106,7 @@ def circuit(
         threshold: For "acdc", what an edge must be worth to stay, in the metric's unit.
         metric: What is measured (see `uh.data.METRICS`).
         ablation: What cut edges carry. Circuits depend on it; "zero" is off-distribution.
+        experts: Take mixtures of experts apart: every expert and router is a node of its own.
         steps: Points of the eap-ig ways.
         draws: Random circuits of the same size, and random rankings for the curve (a third).
         held_out: Share of the prompts that the circuit is judged on and not chosen by; with fewer
@@ -120,7 +122,7 @@ def circuit(
         other), and over `random` `f_same_size`.
 
     Raises:
-        NotOffered: Edges are undefined in this model.
+        NotOffered: Edges are undefined in this model, or (with `experts`) its mixtures.
         UsageError: The contrast gives the same metric, so that nothing can be kept or lost.
         OutOfRange: A target, share or count outside its range.
 
@@ -145,10 +147,10 @@ def circuit(
         (True, True)
     """
     measure = metric_named(metric)
-    if not 0 <= held_out < 1 or draws < 1:
-        raise OutOfRange("a share lies below 1", given=f"{held_out}, {draws}", do="held_out=0.5")
+    at_least(1, draws=draws, batch_size=batch_size)
+    below_one(held_out=held_out)
     encoded = pairs.encode(model)
-    wiring = Wiring(model)
+    wiring = Wiring(model, Graph.of(model, experts=experts))
     train, test = split_prompts(encoded, held_out, seed)
     options = {"by": by, "choose": choose, "target": target, "edges": edges,
                "threshold": threshold, "steps": steps}  # fmt: skip
@@ -160,7 +162,7 @@ def circuit(
         data=_data(proof),
         view=_view(proof, measure, ablation, target if edges is None else None),
         provenance=describe(
-            model, pairs=len(pairs), metric=metric, ablation=ablation, draws=draws,
+            model, pairs=len(pairs), metric=metric, ablation=ablation, experts=experts, draws=draws,
             held_out=held_out if proof.held_out else 0, seed=seed, **options,
         ),
     )  # fmt: skip

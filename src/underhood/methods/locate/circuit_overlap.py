@@ -20,11 +20,13 @@ from torch import Tensor
 
 from underhood.circuits.circuit import Circuit, Scores
 from underhood.circuits.faithfulness import Judge, random_circuits
+from underhood.circuits.graph import Graph
 from underhood.circuits.wiring import Wiring
 from underhood.core.errors import OutOfRange, UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
+from underhood.methods.locate._options import By, Cut, at_least, below_one
 from underhood.methods.locate._overlap import PARTS, correlation, iou, permuted, shared
 from underhood.methods.locate._overlap_view import overlap_view
 from underhood.methods.locate._repair import (
@@ -36,7 +38,7 @@ from underhood.methods.locate._repair import (
     same_layers,
     use_of,
 )
-from underhood.methods.locate.circuit import By, Choice, Cut, choose_circuit, split_prompts
+from underhood.methods.locate.circuit import Choice, choose_circuit, split_prompts
 from underhood.methods.registry import method
 from underhood.view import Result
 
@@ -62,6 +64,7 @@ def circuit_overlap(
     threshold: float = 0.01,
     metric: str = "logit_diff",
     ablation: Cut = "resample",
+    experts: bool = False,
     steps: int = 5,
     repair: int = 4,
     push: Literal["wrong", "answer", "scale"] = "wrong",
@@ -84,6 +87,7 @@ def circuit_overlap(
         threshold: For "acdc", what an edge must be worth to stay, in the metric's unit.
         metric: What is measured (see `uh.data.METRICS`).
         ablation: What cut edges carry.
+        experts: Take mixtures of experts apart: every expert and router is a node of its own.
         steps: Points of the eap-ig ways.
         repair: Heads that are pushed at most; 0: no repair is tried.
         push: What is done to them. "wrong": at the last token they look at the wrong options'
@@ -111,7 +115,8 @@ def circuit_overlap(
         from the heads in `provenance["repair"]`.
 
     Raises:
-        NotOffered: Edges are undefined in this model, or its attention cannot be pushed.
+        NotOffered: Edges are undefined in this model, or (with `experts`) its mixtures; or its
+            attention cannot be pushed.
         PairError: Prompts that cannot be compared.
         UsageError: One name for both tasks, or a contrast that changes nothing.
         OutOfRange: A number outside its range.
@@ -136,18 +141,17 @@ def circuit_overlap(
     Example:
         >>> import underhood as uh
         >>> from underhood.organisms import organism
-        >>> def some(task):
-        ...     rows = [vars(p) for p in organism("town").pairs(task, 4)]
-        ...     return uh.Pairs.from_rows(rows, ignore=["task"])
+        >>> first, other = (organism("town").pairs(t, 4) for t in ("capitals", "agreement"))
         >>> found = circuit_overlap(
-        ...     uh.load(), some("capitals"), other=some("agreement"), by="eap", draws=2
+        ...     uh.load(), first, other=other, by="eap", draws=2
         ... )
         >>> f = found["f"]
         >>> f.dims, bool(f[0, 0] > f[1, 0]), bool(f[1, 1] > f[0, 1])
         (('circuit', 'task'), True, True)
     """
     _check(tasks, repair, factor, draws, held_out)
-    wiring, measure = Wiring(model), metric_named(metric)
+    wiring = Wiring(model, Graph.of(model, experts=experts))
+    measure = metric_named(metric)
     if repair and push != "scale":
         check_attention(wiring)
     options: dict[str, Any] = {
@@ -172,8 +176,8 @@ def circuit_overlap(
         view=overlap_view(data),
         provenance=describe(
             model, pairs=[len(pairs), len(other)], tasks=list(tasks), metric=metric,
-            ablation=ablation, draws=draws, held_out=held_out, seed=seed, **options,
-            repair={"heads": names, "push": push, "factor": factor},
+            ablation=ablation, experts=experts, draws=draws, held_out=held_out, seed=seed,
+            **options, repair={"heads": names, "push": push, "factor": factor},
         ),
     )  # fmt: skip
 
@@ -181,12 +185,11 @@ def circuit_overlap(
 def _check(tasks: tuple[str, str], repair: int, factor: float, draws: int, held_out: float) -> None:
     if len(set(tasks)) != 2:
         raise UsageError("two tasks, two names", given=repr(tasks), do="name them apart")
-    if repair < 0 or draws < 1 or not 0 <= held_out < 1 or factor <= 0:
-        raise OutOfRange(
-            "a number is out of its range",
-            given=f"repair={repair}, factor={factor}, draws={draws}, held_out={held_out}",
-            do="repair=4, factor=2.0, draws=10, held_out=0.5",
-        )
+    at_least(1, draws=draws)
+    at_least(0, repair=repair)
+    below_one(held_out=held_out)
+    if factor <= 0:
+        raise OutOfRange("factor must be above 0", given=factor, do="e.g. factor=2.0")
 
 
 def _name(head: Head) -> str:

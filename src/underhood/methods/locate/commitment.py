@@ -30,8 +30,8 @@ from underhood.core.head import Head
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import Pairs
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._trace import (
-    at_least_one,
     check_stop,
     first_staying,
     own_answers,
@@ -129,7 +129,7 @@ def commitment(
         >>> int(found["commitment"][0])
         0
     """
-    at_least_one(top=top, draws=draws, batch_size=batch_size)
+    at_least(1, top=top, draws=draws, batch_size=batch_size)
     if not -len(pairs) <= graph_row < len(pairs):
         raise OutOfRange(
             f"there is no row {graph_row}", given=f"{len(pairs)} rows", do="leave graph_row out"

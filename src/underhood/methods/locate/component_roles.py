@@ -131,11 +131,9 @@ def component_roles(
     Example:
         >>> import underhood as uh
         >>> from underhood.organisms import organism
-        >>> def some(task):
-        ...     rows = [vars(p) for p in organism("town").pairs(task, 8)]
-        ...     return uh.Pairs.from_rows(rows, ignore=["task"])
+        >>> first, other = (organism("town").pairs(t, 8) for t in ("capitals", "agreement"))
         >>> found = component_roles(
-        ...     uh.load(), some("capitals"), other=some("agreement"), components="layer", draws=2
+        ...     uh.load(), first, other=other, components="layer", draws=2
         ... )
         >>> found["joint"].dims
         ('part', 'task')

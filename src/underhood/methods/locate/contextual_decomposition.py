@@ -18,12 +18,12 @@ from torch import Tensor
 
 from underhood.circuits.decomposition import Decomposition, Followed
 from underhood.circuits.wiring import Wiring
-from underhood.core.errors import OutOfRange
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.sweep import rows_per_pass
 from underhood.data import Pairs, metric_named
 from underhood.methods.locate._cuts import Cuts
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._verify import Verified
 from underhood.methods.locate._verify import verify as check
 from underhood.methods.registry import method
@@ -107,12 +107,13 @@ def contextual_decomposition(
     Example:
         >>> from underhood.organisms import wired
         >>> organism = wired("induction")
-        >>> found = contextual_decomposition(organism.model, organism.pairs(8))
+        >>> found = contextual_decomposition(organism.model, organism.pairs(n=8))
         >>> strongest = found["contribution"].argmax("node")
         >>> str(found["node"].values[int(strongest)])
         'a1.h1'
     """
-    _check(draws, verify, tail, top, batch_size)
+    at_least(1, draws=draws, top=top, batch_size=batch_size)
+    at_least(0, verify=verify, tail=tail)
     wiring = Wiring(model)
     encoded = pairs.encode(model)
     cuts = Cuts(wiring, encoded, metric_named("logit_diff"), _ABLATIONS[reference], batch_size)
@@ -136,16 +137,6 @@ def contextual_decomposition(
             passes=cuts.passes, decompositions=found.passes, sum_error=found.error,
         ),
     )  # fmt: skip
-
-
-def _check(draws: int, verify: int, tail: int, top: int, batch_size: int | None) -> None:
-    if draws < 1 or top < 1 or verify < 0 or tail < 0 or (batch_size or 1) < 1:
-        raise OutOfRange(
-            "too few asked for",
-            given=f"draws={draws}, top={top}, verify={verify}, tail={tail},"
-            f" batch_size={batch_size}",
-            do="draws and top of at least 1, verify and tail of at least 0",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +165,7 @@ def _followed(cuts: Cuts, how: _How) -> _Found:
     change = torch.zeros(len(nodes), len(pairs), dtype=torch.float64)
     control = torch.zeros(how.draws, len(nodes), len(pairs), dtype=torch.float64)
     error, passes = 0.0, 0
-    for first in range(0, len(pairs), size):
-        rows = range(first, min(first + size, len(pairs)))
+    for rows in pairs.blocks(size):
         part, cut = pairs.rows(rows), slice(rows.start, rows.stop)
         parts = Decomposition(wiring, part.clean, biases=how.biases, collapse=how.collapse)
         reference = [values[cut] for values in cuts.columns]

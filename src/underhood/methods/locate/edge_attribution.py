@@ -9,7 +9,7 @@ real, and both numbers are shown.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from torch import Tensor
 from underhood.circuits.ablation import Ablation
 from underhood.circuits.circuit import Scores
 from underhood.circuits.exact import edge_effects
+from underhood.circuits.graph import Graph
 from underhood.circuits.score import edge_scores
 from underhood.circuits.wiring import Wiring
-from underhood.core.errors import OutOfRange
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.sweep import rows_per_pass
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
+from underhood.methods.locate._options import By, Cut, at_least
 from underhood.methods.locate._verify import Verified, verify
 from underhood.methods.registry import method
 from underhood.view import Result, View, group, sentences, table
@@ -33,19 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ["edge_attribution", "scores_of"]
 
-How = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
-Cut = Literal["resample", "mean", "mean-position", "zero"]
-
 
 @method
 def edge_attribution(
     model: Model,
     pairs: Pairs,
     *,
-    by: How = "eap-ig",
+    by: By = "eap-ig",
     metric: str = "logit_diff",
     steps: int = 5,
     ablation: Cut = "resample",
+    experts: bool = False,
     verify_top: int = 20,
     top: int = 20,
     batch_size: int | None = None,
@@ -63,6 +62,7 @@ def edge_attribution(
         metric: What is measured (see `uh.data.METRICS`).
         steps: Points on each line of the two eap-ig ways.
         ablation: What a cut edge carries: the contrast's value, a mean, or zero.
+        experts: Take mixtures of experts apart: every expert and router is a node of its own.
         verify_top: How many of the strongest edges to cut for real, and as many random others; 0:
             none. Not needed for "exact"; "ifr" has no unit, so only its ranking is compared.
         top: Edges to list.
@@ -75,8 +75,10 @@ def edge_attribution(
         `exact` (else NaN), `verified` (0 not run, 1 strongest, 2 random other) and the agreement.
 
     Raises:
-        NotOffered: Edges are undefined: the stream is not a sum of what parts write (BERT).
+        NotOffered: Edges are undefined: the stream is not a sum of what parts write (BERT). With
+            `experts`: there are no mixtures, or they cannot be taken apart.
         UsageError: An ablation that the way of scoring has no meaning for.
+        OutOfRange: A count that is too small.
         NotFinite: Scores that are not numbers.
 
     Cost: 2 forwards and `steps` forwards and backwards ("eap": one); memory of one backward pass,
@@ -102,11 +104,11 @@ def edge_attribution(
         >>> found["score"].sizes["edge"]
         479
     """
-    if top < 1 or verify_top < 0:
-        raise OutOfRange("too few edges asked for", given=f"{top}, {verify_top}", do="top=20")
+    at_least(1, top=top, batch_size=batch_size)
+    at_least(0, verify_top=verify_top)
     measure = metric_named(metric)
     encoded = pairs.encode(model)
-    wiring = Wiring(model)
+    wiring = Wiring(model, Graph.of(model, experts=experts))
     scores = edge_scores(
         wiring, encoded, measure, method=by, steps=steps, ablation=ablation, batch_size=batch_size
     )
@@ -119,7 +121,7 @@ def edge_attribution(
         view=_view(scores, checked, measure, top),
         provenance=describe(
             model, pairs=len(pairs), by=by, metric=metric, steps=steps, ablation=ablation,
-            verify_top=verify_top, seed=seed,
+            experts=experts, verify_top=verify_top, seed=seed,
         ),
     )  # fmt: skip
 
@@ -129,7 +131,7 @@ def scores_of(wiring: Wiring, result: Result) -> Scores:
     values = torch.zeros(wiring.graph.real.shape)
     for name, score in zip(result["name"].values, result["score"].values, strict=True):
         values[wiring.graph.find(str(name))] = float(score)
-    keys = ("by", "metric", "ablation", "steps", "pairs")
+    keys = ("by", "metric", "ablation", "experts", "steps", "pairs")
     return Scores(wiring.graph, values, {k: result.provenance.get(k) for k in keys})
 
 

@@ -37,6 +37,7 @@ from underhood.methods.locate._low_rank import (
     swapped,
 )
 from underhood.methods.locate._low_rank_views import heads_view
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._output_nodes import Nodes, output_nodes
 from underhood.methods.locate._roles import Asked, Bench, losses
 from underhood.methods.registry import method
@@ -125,8 +126,7 @@ def head_subspace(
     Example:
         >>> import underhood as uh
         >>> from underhood.organisms import organism
-        >>> rows = [vars(p) for p in organism("town").pairs("agreement", 8)]
-        >>> pairs = uh.Pairs.from_rows(rows, ignore=["task"])
+        >>> pairs = organism("town").pairs("agreement", 8)
         >>> found = head_subspace(uh.load(), pairs, heads=("1.3",), ranks=(1, 4), draws=1)
         >>> found["kept"].dims
         ('part', 'head', 'rank')
@@ -134,9 +134,7 @@ def head_subspace(
     for name, share in (("recover", recover), ("held_out", held_out)):
         if not 0 < share < 1:
             raise OutOfRange(f"{name} is a share", given=share, do="use a number between 0 and 1")
-    for name, number in (("most", most), ("draws", draws), ("batch_size", batch_size or 1)):
-        if number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
+    at_least(1, most=most, draws=draws, batch_size=batch_size)
     if len(pairs) < 4:
         raise PairError(
             "too few rows to choose on some and test on others",

@@ -23,6 +23,7 @@ from underhood.methods.locate._flow import one_template, places
 from underhood.methods.locate._flow_search import Search, Subgraph
 from underhood.methods.locate._flow_windows import Windows, windows
 from underhood.methods.locate._grids import answered, words
+from underhood.methods.locate._options import at_least
 from underhood.methods.registry import method
 from underhood.view import Result, View, grid, group, lines, sentences
 
@@ -154,10 +155,7 @@ def information_flow(
 
 
 def _check(width: int, draws: int, samples: int, batch_size: int | None, keep: float) -> None:
-    numbers = {"width": width, "draws": draws, "samples": samples, "batch_size": batch_size or 1}
-    for name, number in numbers.items():
-        if number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
+    at_least(1, width=width, draws=draws, samples=samples, batch_size=batch_size)
     if not 0 < keep <= 1:
         raise OutOfRange("a share to keep lies above 0, up to 1", given=keep, do="e.g. keep=0.9")
 

@@ -13,10 +13,11 @@ a trained mask does, and so keeps the same with far fewer parts. What is masked:
 from typing import Any, Literal
 
 from underhood.circuits.faithfulness import Judge
+from underhood.circuits.graph import Graph
 from underhood.circuits.masks import Recipe, circuit_masks, train_masks
 from underhood.circuits.score import edge_scores
 from underhood.circuits.wiring import Wiring
-from underhood.core.errors import OutOfRange, UsageError
+from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, log_prob, metric_named
@@ -26,6 +27,7 @@ from underhood.methods.locate._mask_heads import Carrying
 from underhood.methods.locate._mask_views import circuit_data, circuit_view
 from underhood.methods.locate._mask_weight_views import judged, weight_data, weight_view
 from underhood.methods.locate._mask_weights import Goal, Weights, bigrams_counted, bigrams_of
+from underhood.methods.locate._options import Cut, at_least, below_one
 from underhood.methods.locate.circuit import split_prompts
 from underhood.methods.registry import method
 from underhood.view import Result
@@ -35,7 +37,6 @@ __all__ = ["masks"]
 Level = Literal["edge", "node", "head", "weight"]
 Kind = Literal["hard-concrete", "sigmoid", "clamped", "uniform"]
 Loss = Literal["kl", "metric", "answer", "bigram"]
-Cut = Literal["resample", "mean", "mean-position", "zero"]
 
 _KIND: dict[str, Kind] = {
     "edge": "hard-concrete", "node": "hard-concrete", "head": "clamped", "weight": "sigmoid",
@@ -62,6 +63,7 @@ def masks(
     init: Literal["open", "eap-ig"] | None = None,
     restarts: int = 1,
     ablation: Cut = "resample",
+    experts: bool = False,
     metric: str = "logit_diff",
     position: str = "last",
     corpus: tuple[str, ...] = (),
@@ -91,6 +93,7 @@ def masks(
             for edge and node: it takes about half the steps).
         restarts: Runs with other seeds; the best one is kept.
         ablation: What cut edges and nodes carry; weights become 0, heads the contrast's.
+        experts: For "edge" and "node": take mixtures of experts apart, into experts and routers.
         metric: What faithfulness is measured in (see `uh.data.METRICS`).
         position: For "head": "last", "changed", a number, or the name of a word.
         corpus: For "bigram": texts to count in. Without any, bigrams are the model's own: what it
@@ -111,7 +114,8 @@ def masks(
         `step`: `loss` (of the step's draw), `share` (kept), `undecided`.
 
     Raises:
-        NotOffered: Edges are undefined in this model; it has no heads, or no masked weights.
+        NotOffered: Edges are undefined in this model, or (with `experts`) its mixtures; it has no
+            heads, or no masked weights.
         UsageError: Options that the level has no meaning for; a contrast that changes nothing.
         NotFinite: A loss that is not a number.
 
@@ -141,7 +145,9 @@ def masks(
     """
     how, aim = kind or _KIND[level], loss or _LOSS[level]
     first = init or ("eap-ig" if level in ("edge", "node") else "open")
-    _check(level, aim, first, ablation, bool(corpus), held_out, draws)
+    at_least(1, draws=draws)
+    below_one(held_out=held_out)
+    _check(level, aim, init=first, ablation=ablation, corpus=bool(corpus), experts=experts)
     recipe = Recipe(
         kind=how, lam=_LAM[level] if lam is None else lam, sparsity=sparsity, steps=steps,
         lr=_RATE.get(level) if lr is None else lr, batch=batch_size, restarts=restarts, seed=seed,
@@ -162,32 +168,33 @@ def masks(
     elif level == "weight":
         data, view = _weights(model, train, test, measure, recipe, corpus, **options)
     else:
-        options |= {"level": level, "ablation": ablation, "init": first}
+        options |= {"level": level, "ablation": ablation, "experts": experts, "init": first}
         data, view = _circuit(model, train, test, measure, recipe, **options)
     return Result(
         name="masks", data=data, view=view,
         provenance=describe(
             model, pairs=len(pairs), level=level, kind=how, loss=aim, lam=recipe.lam,
             sparsity=sparsity, steps=steps, lr=recipe.rate, init=first, restarts=restarts,
-            ablation=ablation, metric=metric, position=position, corpus=len(corpus), draws=draws,
-            held_out=held_out if test is not train else 0, batch_size=batch_size, seed=seed,
+            ablation=ablation, experts=experts, metric=metric, position=position,
+            corpus=len(corpus), draws=draws, held_out=held_out if test is not train else 0,
+            batch_size=batch_size, seed=seed,
         ),
     )  # fmt: skip
 
 
-def _check(
-    level: str, loss: str, init: str, ablation: str, corpus: bool, held_out: float, draws: int
-) -> None:
+def _check(level: str, loss: str, *, init: str, ablation: str, corpus: bool, experts: bool) -> None:
     """Refuse what would otherwise be ignored."""
-    if not 0 <= held_out < 1 or draws < 1:
-        raise OutOfRange("a share lies below 1", given=f"{held_out}, {draws}", do="held_out=0.5")
+    graph = level in ("edge", "node")
     wrong = {
         "loss": loss == "bigram" and level != "weight",
-        "init": init != "open" and level not in ("edge", "node"),
-        "ablation": ablation != "resample" and level not in ("edge", "node"),
+        "init": init != "open" and not graph,
+        "ablation": ablation != "resample" and not graph,
+        "experts": experts and not graph,
         "corpus": corpus and loss != "bigram",
     }
-    given = {"loss": loss, "init": init, "ablation": ablation, "corpus": corpus}
+    given = {
+        "loss": loss, "init": init, "ablation": ablation, "experts": experts, "corpus": corpus,
+    }  # fmt: skip
     for name, bad in wrong.items():
         if bad:
             raise UsageError(
@@ -208,11 +215,12 @@ def _circuit(
     level: str,
     loss: str,
     ablation: str,
+    experts: bool,
     init: str,
     draws: int,
     seed: int,
 ) -> Any:
-    wiring = Wiring(model)
+    wiring = Wiring(model, Graph.of(model, experts=experts))
     judge = Judge(wiring, train, metric, ablation)  # refuses a contrast that changes nothing
     # Under other ablations there is no line between the two prompts' embeddings.
     by = "eap-ig" if ablation == "resample" else "eap-ig-activations"

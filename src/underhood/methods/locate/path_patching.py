@@ -24,8 +24,10 @@ from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.site import Site, parse_many
 from underhood.data import Pairs, metric_named, normalised
+from underhood.methods.locate._asked import Found
 from underhood.methods.locate._grids import answered, effects, words
-from underhood.methods.locate._paths import Asked, Found, Node
+from underhood.methods.locate._options import at_least
+from underhood.methods.locate._paths import Asked, Cell, Node
 from underhood.methods.locate._paths import paths as measured
 from underhood.methods.registry import method
 from underhood.view import Result, View, bars, grid
@@ -150,9 +152,7 @@ def path_patching(
 def _check(
     paths: str, arrival: str, score: str, metric: str, draws: int, batch_size: int | None
 ) -> None:
-    for name, number in (("draws", draws), ("batch_size", batch_size or 1)):
-        if number < 1:
-            raise OutOfRange(f"{name} must be at least 1", given=number, do="leave it out")
+    at_least(1, draws=draws, batch_size=batch_size)
     if arrival == "linear" and paths != "direct":
         raise UsageError(
             "only the residual stream is a straight line",
@@ -259,7 +259,7 @@ def _main(model: Model, name: str) -> Site:
 # Numbers -----------------------------------------------------------------------------------------
 
 
-def _dataset(found: Found, asked: Asked, tokens: list[str]) -> "xarray.Dataset":
+def _dataset(found: Found[Cell], asked: Asked, tokens: list[str]) -> "xarray.Dataset":
     import xarray
 
     start, end = (found.clean, found.contrast)[:: 1 if asked.direction == "noise" else -1]

@@ -27,6 +27,7 @@ from underhood.core.errors import OutOfRange
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.tokens import Tokens
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._prior_edits import Effects, Joint, effects_of, joint, outputs
 from underhood.methods.locate._prior_items import (
     Items,
@@ -38,7 +39,7 @@ from underhood.methods.locate._prior_items import (
 )
 from underhood.methods.locate._prior_tuning import Tuned, tune_layers, tune_tokens
 from underhood.methods.locate._prior_view import view_of
-from underhood.methods.locate._trace import at_least_one, last_states, rows_of
+from underhood.methods.locate._trace import last_states
 from underhood.methods.read._unembedding import head_of
 from underhood.methods.registry import method
 from underhood.view import Result
@@ -134,7 +135,7 @@ def prior_layers(
         >>> float(found["overwritten"].mean())
         0.0
     """
-    at_least_one(layers=layers, parts=parts, rank=rank, batch_size=batch_size, draws=draws)
+    at_least(1, layers=layers, parts=parts, rank=rank, batch_size=batch_size, draws=draws)
     head = head_of(model)
     _check_counts(model, layers=layers, parts=parts, tune=tune)
     items = items_of(
@@ -158,8 +159,8 @@ def prior_layers(
     tuned: dict[str, Tuned] = {}
     for name, some in _layers(items, seen, layers, seed).items() if tune else ():
         tuned[name] = tune_tokens(
-            model, rows_of(items.tokens, items.train), items.answers[items.train], some,
-            rank=rank, steps=tune, lr=lr, seed=seed,
+            model, items.tokens.rows(items.train.nonzero()[:, 0].tolist()),
+            items.answers[items.train], some, rank=rank, steps=tune, lr=lr, seed=seed,
         )  # fmt: skip
         said[name] = _right(tuned[name].model(model), items.tokens, items, batch_size)
     data = _dataset(model, items, seen, effects, changed, said, seed)

@@ -24,6 +24,7 @@ from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import Pairs, metric_named
 from underhood.methods.locate._cuts import Cuts, Set, nodes_of
+from underhood.methods.locate._options import Cut, at_least, below_one
 from underhood.methods.locate._redundancy_view import redundancy_view
 from underhood.methods.locate._stand_ins import Rule, Search, extra, interaction, random_sets
 from underhood.methods.registry import method
@@ -49,7 +50,7 @@ def redundancy(
     threshold: float = 0.1,
     largest: int = 4,
     metric: str = "logit_diff",
-    ablation: Literal["resample", "mean", "mean-position", "zero"] = "resample",
+    ablation: Cut = "resample",
     draws: int = 20,
     held_out: float = 0.5,
     batch_size: int | None = None,
@@ -107,7 +108,7 @@ def redundancy(
     Example:
         >>> from underhood.organisms import wired
         >>> organism = wired("backup")  # a head, and one that rests while the other works
-        >>> found = redundancy(organism.model, organism.pairs(8))
+        >>> found = redundancy(organism.model, organism.pairs(n=8))
         >>> [str(name) for name in found["circuit"].values], bool(found["held"].all())
         (['a0.h0+a1.h3'], True)
         >>> import underhood as uh
@@ -148,17 +149,12 @@ def redundancy(
 
 
 def _check(top: int, threshold: float, largest: int, draws: int, held_out: float) -> None:
-    if top < 1 or draws < 1 or largest < 2:
+    at_least(1, top=top, draws=draws)
+    at_least(2, largest=largest)
+    below_one(held_out=held_out)
+    if not 0 < threshold < 1:
         raise OutOfRange(
-            "too few asked for",
-            given=f"top={top}, draws={draws}, largest={largest}",
-            do="use at least 1, 1 and 2",
-        )
-    if not 0 < threshold < 1 or not 0 <= held_out < 1:
-        raise OutOfRange(
-            "a share lies below 1",
-            given=f"threshold={threshold}, held_out={held_out}",
-            do="threshold=0.1, held_out=0.5",
+            "threshold must be between 0 and 1", given=threshold, do="e.g. threshold=0.1"
         )
 
 

@@ -26,16 +26,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from underhood.core.errors import OutOfRange, UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.relevance import relevance_rules
-from underhood.data import Pairs, metric_named
+from underhood.data import Pairs
 from underhood.methods.locate._asked import Asked
-from underhood.methods.locate._estimates import How, estimated
+from underhood.methods.locate._estimates import (
+    How,
+    differentiable,
+    estimate_columns,
+    estimated,
+    runs_at,
+)
 from underhood.methods.locate._grid_views import grid_view
 from underhood.methods.locate._grids import answered, columns_of, dataset, labels_of, words
 from underhood.methods.locate._missed import run_sets
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._patching import ExactPatching
 from underhood.methods.locate._places import names_of
 from underhood.methods.locate._verify import Verified, _agreement
@@ -144,19 +150,17 @@ def relevance_patching(
         >>> bool(found["pearson_all"] > 0.9)
         True
     """
-    _check(metric, batch_size)
+    at_least(1, batch_size=batch_size)
     asked = Asked(
-        names_of(model, sites, units), direction, metric_named(metric), positions, "resample", 0,
+        names_of(model, sites, units), direction, differentiable(metric), positions, "resample", 0,
         seed, batch_size, units,
     )  # fmt: skip
     encoded, origin = answered(model, pairs.encode(model), asked.metric, batch_size)
     names = (*RULE_SETS[rules], *(("heads",) if fixed_patterns else ()))
-    how = How("atp", _points(grad_at, asked), 1)
+    how = How("atp", runs_at(grad_at, asked), 1)
     with relevance_rules(model, names) as touched:
         relp, exact = estimated(model, encoded, asked, how)
-    columns = columns_of(relp.found, asked)
-    start = relp.found.contrast if asked.denoises else relp.found.clean
-    columns["change"] = asked.sign * (relp.found.values - start) + 0.0
+    columns = estimate_columns(relp, asked)
     checked = None
     if verify > 0:
         atp, _ = estimated(model, encoded, asked, how)
@@ -183,24 +187,6 @@ def relevance_patching(
             verified=0 if checked is None else int((checked.part > 0).sum()),
         ),
     )  # fmt: skip
-
-
-def _points(grad_at: str, asked: Asked) -> tuple[bool, ...]:
-    """The runs that relevance is taken at, by whether they are the clean one."""
-    at = {"clean": (True,), "corrupt": (False,), "both": (True, False)}
-    return at.get(grad_at, (not asked.denoises,))
-
-
-def _check(metric: str, batch_size: int | None) -> None:
-    if not metric_named(metric).differentiable:
-        raise UsageError(
-            f"the metric {metric} has no gradient",
-            given=f"metric={metric!r}",
-            why="relevance is sent back from the metric",
-            do="use logit_diff or log_prob, or patch exactly: activation_patching",
-        )
-    if batch_size is not None and batch_size < 1:
-        raise OutOfRange("batch_size must be at least 1", given=batch_size, do="leave it out")
 
 
 # The check ---------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ from underhood.data import Pairs
 from underhood.methods.locate._das import TRAINED, Learned, Training, learn
 from underhood.methods.locate._illusion import arms, dataset
 from underhood.methods.locate._interchange import Interchange, answered, spots
+from underhood.methods.locate._options import at_least
 from underhood.methods.locate._readout import readout
 from underhood.methods.locate._subspace_asked import (
     Reader,
-    check_amounts,
     check_same,
     check_width,
     directions_given,
@@ -149,14 +149,12 @@ def subspace(
     Example:
         >>> import underhood as uh
         >>> from underhood.organisms import organism
-        >>> drawn = organism("town").pairs("agreement", 16)
-        >>> pairs = uh.Pairs([p.clean for p in drawn], [p.contrast for p in drawn],
-        ...                  [p.answer for p in drawn], [p.wrong for p in drawn])
+        >>> pairs = organism("town").pairs("agreement", 16)
         >>> found = subspace(uh.load(), pairs, site="resid_post.2", steps=20, control=False)
         >>> bool(found["effect"].sel(part="subspace") > found["effect"].sel(part="random"))
         True
     """
-    check_amounts(k=k, steps=steps, draws=draws, rows_per_step=rows_per_step,
+    at_least(1, k=k, steps=steps, draws=draws, rows_per_step=rows_per_step,
                    batch_size=batch_size or 1)  # fmt: skip
     if not lr > 0 or sparsity < 0 or not 0 < held_out < 1:
         raise OutOfRange(
@@ -236,7 +234,7 @@ def illusion_report(
         >>> str(report["verdict"].values[0])
         'no effect'
     """
-    check_amounts(draws=draws, batch_size=batch_size or 1)
+    at_least(1, draws=draws, batch_size=batch_size)
     (place,) = sites_of(model, str(site), None, one=True)
     encoded, origin = answered(model, pairs.encode(model))
     work = Interchange(

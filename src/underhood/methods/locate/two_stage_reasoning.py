@@ -35,7 +35,8 @@ from underhood.core.tokens import Tokens
 from underhood.data import EncodedPairs, Pairs
 from underhood.methods.locate._hops import Stage, Traced, readable, trace
 from underhood.methods.locate._hops_view import view_of
-from underhood.methods.locate._trace import at_least_one, check_stop, last_states, streams
+from underhood.methods.locate._options import at_least
+from underhood.methods.locate._trace import check_stop, last_states, streams
 from underhood.methods.read._unembedding import head_of
 from underhood.methods.registry import method
 from underhood.view import Result
@@ -156,7 +157,7 @@ def two_stage_reasoning(
         >>> float(found["share"].sel(layer=-1, pos=4)[0]) > 0.99
         True
     """
-    at_least_one(draws=draws, batch_size=batch_size)
+    at_least(1, draws=draws, batch_size=batch_size)
     if not 0 < threshold <= 1:
         raise OutOfRange("the threshold is a share", given=threshold, do="use 0.5")
     head = head_of(model)
@@ -242,7 +243,9 @@ def _bridge_layer(model: Model, curve: Float[Tensor, " layer"], asked: int | Non
         return max(int(curve[1:].argmax()), 0)
     if not 0 <= asked < model.n_layers:
         raise OutOfRange(
-            f"there is no layer {asked}", given=f"{model.n_layers} layers", do="count from 0"
+            f"there is no layer {asked}",
+            given=f"{model.n_layers} layers",
+            do=f"use 0 to {model.n_layers - 1}",
         )
     return asked
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from underhood.core.errors import NotOffered
 from underhood.core.head import Head, NormForm, norm_form
 from underhood.core.model import Model
+from underhood.core.parts import norm_after_heads
 from underhood.core.run import Run
 from underhood.core.site import Site
 from underhood.core.taps.modules import weight_in_out
@@ -159,16 +160,12 @@ def _between(model: Model, layer: Layer, width: int) -> Layer:
     if layer.attn is None:
         return replace(layer, heads=None)
     block = model.anatomy.stacks[model.main].blocks[layer.attn.layer or 0]
-    path = block.points["attn_out"].path
-    if block.attention and f"{block.attention.o_proj}.".startswith(f"{path}."):
-        return layer
-    module = model.module.get_submodule(path)
-    if "norm" not in type(module).__name__.lower():
-        # Zamba 2: the attention writes into the mixer, and only the mixer into the stream.
+    path = norm_after_heads(model, block)
+    if path is None:  # only that other sub-layer writes into the stream
         return replace(layer, heads=None, softmax=False)
-    if layer.heads is None:
+    if not path or layer.heads is None:
         return layer
-    return replace(layer, norm=(path, norm_form(module, width)))
+    return replace(layer, norm=(path, norm_form(model.module.get_submodule(path), width)))
 
 
 def attribute(

@@ -54,7 +54,7 @@ def _reader(model: Model, tokens: list[int]) -> _Reader:
 
 def _alone(
     model: Model, tokens: list[int], layers: list[int], name: str, *, through_mlp: bool
-) -> list[Float[Tensor, "token *unit"]]:
+) -> list[Float[Tensor, "token *unit"]]:  # noqa: F821
     """`name` of every layer for tokens that stand alone, their embedding (or MLP 0) put first."""
     parts: list[list[Tensor]] = [[] for _ in layers]
     source = site(model, "mlp_out", 0) if through_mlp else site(model, "embed")

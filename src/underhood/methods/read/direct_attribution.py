@@ -142,30 +142,16 @@ def _with_answers(model: Model, encoded: EncodedPairs) -> tuple[EncodedPairs, st
     return replace(encoded, answers=answers, wrong=wrong), origin
 
 
-def _part(tokens: Tokens, start: int) -> Tokens:
-    rows = slice(start, start + _ROWS)
-    return Tokens(tokens.ids[rows], tokens.mask[rows], tokens.strings[rows])
-
-
 def _last_logits(model: Model, tokens: Tokens) -> Tensor:
-    starts = range(0, len(tokens), _ROWS)
-    return torch.cat([model.run(_part(tokens, i)).last_logits.clone() for i in starts])
+    blocks = tokens.blocks(_ROWS)
+    return torch.cat([model.run(tokens.rows(block)).last_logits.clone() for block in blocks])
 
 
 def _attributed(layout: Layout, encoded: EncodedPairs, random_pairs: int, seed: int) -> Found:
     """All rows, some at a time."""
     drawn = _random_tokens(weight_in_out(layout.head.module).shape[1], random_pairs, seed)
-    starts = range(0, len(encoded), _ROWS)
-    chunks = [
-        attribute(
-            layout,
-            _part(encoded.clean, i),
-            encoded.answers[i : i + _ROWS],
-            encoded.wrong[i : i + _ROWS],
-            drawn,
-        )
-        for i in starts
-    ]
+    parts = [encoded.rows(block) for block in encoded.blocks(_ROWS)]
+    chunks = [attribute(layout, p.clean, p.answers, p.wrong, drawn) for p in parts]
     capped = [c.capped for c in chunks if c.capped is not None]
     found = Found(
         chunks[0].places,
