@@ -69,13 +69,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     chosen, load = common.options(__doc__, argv), common.load_average()
     report = common.Report("relevance", TITLE, ABOUT)
     model, town = uh.load("town"), organism("town")
-    tasks, draws = (town.tasks[:2], 3) if chosen.quick else (town.tasks, PAIRS)
+    tasks, draws = tuple(town.tasks), PAIRS
+    if chosen.quick:
+        tasks, draws = tasks[:2], 3
     for site in SITES:
         rows: list[list[str | float | None]] = []
         for task in tasks:
-            drawn = list(dict.fromkeys(town.pairs(task, draws)))
-            fields = zip(*((p.clean, p.contrast, p.answer, p.wrong) for p in drawn), strict=True)
-            exact, guesses = effects(model, uh.Pairs(*map(list, fields)), site)
+            pairs = town.pairs(task, draws)
+            texts = list(zip(pairs.clean, pairs.contrast, strict=True))
+            drawn = pairs[[texts.index(text) for text in dict.fromkeys(texts)]]
+            exact, guesses = effects(model, drawn, site)
             numbers = [pearson(exact, guess) for guess in guesses]
             counts = [str(len(drawn)), str(len(exact))]
             rows.append([task, *counts, *numbers, chance(exact, guesses[1])])

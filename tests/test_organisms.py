@@ -326,6 +326,16 @@ def test_every_organism_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", organisms())
+def test_every_word_is_one_token(name: str) -> None:
+    what = organism(name)
+    if not isinstance(what, Language):
+        return
+    read: Any = what.tokenizer()
+    ids = [read(word, add_special_tokens=False)["input_ids"] for word in what.words]
+    assert ids == [[number] for number in range(len(what.words))]
+
+
+@pytest.mark.parametrize("name", organisms())
 def test_every_organism_passes_its_self_check(name: str) -> None:
     report = uh.load(name).check()
     assert report.ok, report

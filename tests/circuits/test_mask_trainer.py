@@ -28,7 +28,7 @@ from underhood.organisms.wired_models import wired
 
 
 def town_pairs(task: str, n: int) -> EncodedPairs:
-    return organism("town").pairs(task, n).encode(uh.load())
+    return organism("village").pairs(task, n).encode(uh.load("village"))
 
 
 # The gradient ------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_warm_start_reaches_the_same_loss_in_fewer_steps(metric):
 
 
 def test_node_masks_find_the_nodes_whose_removal_matters(metric):
-    pairs, wiring = town_pairs("agreement", 8), Wiring(uh.load())
+    pairs, wiring = town_pairs("agreement", 8), Wiring(uh.load("village"))
     graph = wiring.graph
     found = circuit_masks(wiring, pairs, metric, Recipe(lam=3.0, steps=40, batch=4), level="node")
     cut = []

@@ -32,11 +32,11 @@ PAIR = Pairs.one("w20 w31 w12 w40 w55 w9", "w20 w31 w18 w40 w56 w9", "w30", "w33
 
 @pytest.fixture(scope="module")
 def town() -> Model:
-    return uh.load()
+    return uh.load("village")
 
 
 def town_pairs(n: int, seed: int = 0) -> Pairs:
-    return organism("town").pairs("indirect_object", n, seed)
+    return organism("village").pairs("indirect_object", n, seed)
 
 
 class _Same(nn.Module):

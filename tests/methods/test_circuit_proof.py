@@ -12,7 +12,7 @@ from underhood.organisms import organism, wired
 
 
 def town_pairs(model: uh.Model, task: str, n: int) -> uh.Pairs:
-    return organism("town").pairs(task, n).usable(model)
+    return organism("village").pairs(task, n).usable(model)
 
 
 @pytest.mark.parametrize("name", ["induction", "gqa", "decoy", "parallel"])
@@ -40,7 +40,7 @@ def test_a_backup_is_left_out_and_the_rest_tells():
 
 
 def test_it_is_judged_on_prompts_that_did_not_choose_it():
-    town = uh.load()
+    town = uh.load("village")
     found = circuit(town, town_pairs(town, "capitals", 12), draws=4)
     assert found.provenance["held_out"] == 0.5
     assert 0.7 < float(found["f"]) < 1.2

@@ -239,11 +239,11 @@ def _bias(head: Any) -> Tensor:
 
 
 def town_pairs(task: str, n: int) -> Pairs:
-    return organism("town").pairs(task, n, 0)
+    return organism("village").pairs(task, n, 0)
 
 
 def test_the_town_commits_before_it_associates() -> None:
-    found = commitment(uh.load(), town_pairs("indirect_object", 5), top=3)
+    found = commitment(uh.load("village"), town_pairs("indirect_object", 5), top=3)
     assert found["usable"].values.all()
     gathered, said = found["commitment"].values, found["association"].values
     # Who gives is known in the first blocks, who takes is said in the last ones.

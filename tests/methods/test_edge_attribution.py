@@ -18,7 +18,7 @@ PAIRS = uh.Pairs.one("the capital of France is", "the capital of Japan is", "Par
 
 @pytest.fixture(scope="module")
 def town() -> uh.Model:
-    return uh.load()
+    return uh.load("village")
 
 
 @pytest.mark.parametrize("name", [*BY_HAND, "reverse", "sort_unique"])

@@ -23,11 +23,11 @@ from underhood.view import View
 
 @pytest.fixture(scope="module")
 def town() -> Model:
-    return uh.load()
+    return uh.load("village")
 
 
 def task(name: str, n: int = 24, seed: int = 0, form: str = "") -> Pairs:
-    drawn = organism("town").pairs(name, n * 20 if form else n, seed)
+    drawn = organism("village").pairs(name, n * 20 if form else n, seed)
     return drawn[[i for i, text in enumerate(drawn.clean) if re.fullmatch(form or ".*", text)][:n]]
 
 

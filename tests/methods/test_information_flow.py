@@ -19,7 +19,7 @@ from underhood.data import Pairs
 from underhood.methods.locate import _flow_search, _flow_windows
 from underhood.methods.locate._flow import Look, margin
 from underhood.methods.locate.information_flow import information_flow
-from underhood.organisms.town import CAPITALS
+from underhood.organisms.town_words import CAPITALS
 from underhood.view import View
 
 FAMILIES = ["gpt2", "llama"]
@@ -27,7 +27,7 @@ FAMILIES = ["gpt2", "llama"]
 
 @pytest.fixture(scope="module")
 def town() -> Model:
-    return uh.load()
+    return uh.load("village")
 
 
 def own_pairs(model: Model, *, others: tuple[str, str] = ("w21", "w20")) -> Pairs:

@@ -67,10 +67,10 @@ def test_drain_and_peak_follow_a_planted_value_and_stream() -> None:
 
 def test_scores_agree_with_brute_force_and_ignore_padding(town: uh.Model) -> None:
     result = sinks(town, TEXTS)
-    total = torch.zeros(4, 4, dtype=torch.float64)
+    total = torch.zeros(town.n_layers, town.n_heads, dtype=torch.float64)
     for text in TEXTS:
         run = town.run(text, record="pattern")
-        for layer in range(4):
+        for layer in range(town.n_layers):
             total[layer] += run["pattern", layer][0, :, 1:, 0].double().mean(-1)
     np.testing.assert_allclose(result["sink"], total / 2, atol=1e-5)
     one, two = (sinks(town, [text]) for text in TEXTS)

@@ -54,11 +54,11 @@ WORDS = ("yes", "no", "one", "two", "three", *KINDS["a"], *KINDS["b"])
 
 @pytest.fixture(scope="module")
 def town() -> Model:
-    return uh.load()
+    return uh.load("village")
 
 
 def town_pairs(task: str, n: int, *, split: Any = "test") -> Pairs:
-    return organism("town").pairs(task, n, 0, split=split)
+    return organism("village").pairs(task, n, 0, split=split)
 
 
 def _wire(net: Any) -> None:

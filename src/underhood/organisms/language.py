@@ -31,7 +31,7 @@ _LENGTHS = (10, 12, 15, 20, 30, 44, 60, 10_000)
 # Where several answers are right, they must together have this probability (as well as the top).
 _BAR = 0.8
 # "1732" is the two words "17 32"; "<spare12>" is one.
-_TWO_DIGITS = "(?<![a-z])[0-9]{2}"
+_TWO_DIGITS = "(?<![A-Za-z])[0-9]{2}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Language(Trained):
         model_type: Of transformers: "llama", "olmoe", "mamba".
         context_weight: Loss weight of words that cannot be foretold.
         findings: Establishes what training made; see `establish`.
-        extra: A further term of the loss, from the model's output and its rows.
+        extra: A further term of the loss, from the model's output and all rows of a step.
         apart: Whether cases of a key are kept for testing.
     """
 
@@ -263,7 +263,8 @@ class Language(Trained):
         rows = [self.row(task, rng) for task, count in phase.rows for _ in range(count)]
         weight = sum(sum(row.weights[1:]) for row in rows)
         shortest = 0
-        for length in _LENGTHS:
+        # A further term is of all rows together.
+        for length in _LENGTHS if self.extra is None else _LENGTHS[-1:]:
             group = [row for row in rows if shortest < len(row.words) <= length]
             shortest = length
             if group:
@@ -321,7 +322,8 @@ class Language(Trained):
             raise self.missing(where)
         name = self.name if step is None else f"{self.name}@{step}"
         with no_bars():
-            model = from_pretrained(str(where), label=name, **{"dtype": "float32"} | options)
+            options = {"dtype": "float32"} | options
+            model = from_pretrained(str(where), label=name, **options)
         self.at_step(model.module, where, step)
         return model
 

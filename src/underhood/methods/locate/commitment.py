@@ -126,8 +126,8 @@ def commitment(
         >>> import underhood as uh
         >>> pair = uh.Pairs.one("The capital of France is", "The capital of Norway is")
         >>> found = commitment(uh.load(), pair, graph="none")
-        >>> int(found["commitment"][0])
-        0
+        >>> bool(found["commitment"][0] <= found["association"][0])
+        True
     """
     at_least(1, top=top, draws=draws, batch_size=batch_size)
     if not -len(pairs) <= graph_row < len(pairs):

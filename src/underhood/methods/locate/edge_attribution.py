@@ -101,8 +101,8 @@ def edge_attribution(
         >>> pairs = uh.Pairs.one("the capital of France is", "the capital of Japan is",
         ...                      "Paris", "Tokyo")
         >>> found = edge_attribution(model, pairs, by="eap", verify_top=4)
-        >>> found["score"].sizes["edge"]
-        479
+        >>> bool(abs(found["pearson_all"]) > found["pearson_chance"])
+        True
     """
     at_least(1, top=top, batch_size=batch_size)
     at_least(0, verify_top=verify_top)

@@ -123,8 +123,8 @@ def path_patching(
         >>> import underhood as uh
         >>> pair = uh.Pairs.one("The capital of France is", "The capital of Norway is")
         >>> found = path_patching(uh.load(), pair, control=False)
-        >>> found["effect"].sizes["node"]
-        21
+        >>> [str(name) for name in found["node"].values[:3]]
+        ['input', 'a0.h0', 'a0.h1']
     """
     _check(paths, arrival, score, metric, draws, batch_size)
     ends = _receivers(model, receivers)

@@ -114,8 +114,8 @@ def redundancy(
         >>> import underhood as uh
         >>> pairs = uh.Pairs.one("the capital of France is", "the capital of Japan is",
         ...                      "Paris", "Tokyo")
-        >>> redundancy(uh.load(), pairs, top=2, draws=2)["single"].sizes["node"]
-        16
+        >>> redundancy(uh.load(), pairs, top=2, draws=2)["single"].dims
+        ('node',)
     """
     _check(top, threshold, largest, draws, held_out)
     measure = metric_named(metric)

@@ -230,7 +230,9 @@ def illusion_report(
         >>> import underhood as uh
         >>> from underhood.methods.locate.subspace import illusion_report
         >>> pair = uh.Pairs.one("The capital of France is", "The capital of Norway is")
-        >>> report = illusion_report(uh.load(), pair, "mlp_post.2", torch.eye(256)[7])
+        >>> model = uh.load()
+        >>> neuron = torch.eye(model.config.intermediate_size)[7]
+        >>> report = illusion_report(model, pair, "mlp_post.2", neuron)
         >>> str(report["verdict"].values[0])
         'no effect'
     """
