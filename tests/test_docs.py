@@ -81,3 +81,10 @@ def test_every_docstring_example_runs() -> None:
         assert not found.failed, name
         ran += found.attempted
     assert ran > 20
+
+
+def test_the_page_of_organisms_is_current() -> None:
+    from underhood.organisms.page import PAGE, page
+
+    found = (Path(__file__).parents[1] / PAGE).read_text(encoding="utf-8")
+    assert found == page(), "run `underhood organisms list --write`"

@@ -119,8 +119,8 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "Small transformers whose weights were set by hand, or compiled from a small program, with"
         " every true edge known (`underhood organisms show wired/NAME` says why each is true). An"
-        " edge is true when the logit difference changes if that edge alone carries the contrast's value."
-        " Written by `underhood bench circuits --write`; the numbers are of 16 pairs each.",
+        " edge is true when the logit difference changes if that edge alone carries the contrast's"
+        " value. Written by `underhood bench circuits --write`; the numbers are of 16 pairs each.",
         "",
         "## Does the ranking find the true edges?",
         "",

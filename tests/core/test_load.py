@@ -49,7 +49,7 @@ def test_the_built_in_model_needs_no_network() -> None:
         "model = uh.load()\n"
         "print(model.name, model.n_layers, model.run('The capital of France is').logits.ndim)"
     )
-    assert python(blocked) == "town 4 3"
+    assert python(blocked) == "town 6 3"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mamba", "vit", "plain_mlp", "t5"])

@@ -106,6 +106,9 @@ def _gap(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b.detach().double()).abs().max()) / size
 
 
+_PLAIN = "no blocks: a plain module"
+
+
 class _NotHere(Exception):
     """A law that this model cannot state."""
 
@@ -155,7 +158,7 @@ def _rows_sum(bench: _Bench) -> float:
         off = (sums - 1).clamp(min=0) if sinks else (sums - 1).abs()
         worst = max(worst, float(_real_rows(bench, site, off).max()))
     if not seen:
-        raise _NotHere("no-attention")
+        raise _NotHere(_why_no_attention(bench))
     return worst
 
 
@@ -195,7 +198,7 @@ def _pattern_times_values(bench: _Bench) -> float:
         keep = _query_mask(bench, site, made)
         worst = max(worst, _gap(made * keep, bench.run[z] * keep))
     if not seen:
-        raise _NotHere("no-attention" if not _has_attention(bench.model) else "fused-qkv")
+        raise _NotHere(_why_no_attention(bench) if not _has_attention(bench.model) else "fused-qkv")
     return worst
 
 
@@ -214,7 +217,7 @@ def _adds_up(bench: _Bench) -> float:
     """resid_pre plus what each sub-layer adds gives resid_post, in the family's own form."""
     worst = 0.0
     if not bench.model.anatomy.stacks:
-        raise _NotHere("no blocks: a plain module")
+        raise _NotHere(_PLAIN)
     for stack, layer, block in _blocks(bench.model):
         at = _reader(bench.run, stack, layer)
         stream = at("resid_pre")
@@ -231,6 +234,10 @@ def _adds_up(bench: _Bench) -> float:
 
 def _reader(run: Run, stack: str, layer: int) -> Callable[[str], Tensor]:
     return lambda name: run[Site(name, layer, stack=stack)]
+
+
+def _why_no_attention(bench: _Bench) -> str:
+    return "no-attention" if bench.model.anatomy.stacks else _PLAIN
 
 
 def _heads_add_up(bench: _Bench) -> float:
@@ -250,7 +257,7 @@ def _heads_add_up(bench: _Bench) -> float:
         made = bench.run[site].sum(2) / factor + (bias if bias is not None else 0.0)
         worst = max(worst, _gap(made, whole))
     if not seen:
-        raise _NotHere("no-attention")
+        raise _NotHere(_why_no_attention(bench))
     return worst
 
 
@@ -437,7 +444,15 @@ def _row(name: str, law: Callable[[_Bench], float | None], bench: _Bench) -> Che
 
 
 def _default_inputs(model: "Model") -> "Inputs":
-    vocab = getattr(getattr(model.config, "text_config", None) or model.config, "vocab_size", None)
+    make, config = torch.Generator().manual_seed(0), model.config
+    if {"sample", "timestep"} <= model.forward_names:  # a diffusers U-Net
+        shape = (2, config.in_channels, config.sample_size, config.sample_size)
+        return {"sample": torch.randn(shape, generator=make), "timestep": torch.tensor([10, 600])}
+    if getattr(model.module, "main_input_name", "") == "pixel_values":
+        side = getattr(config, "image_size", None) or 32
+        shape = (2, getattr(config, "num_channels", 3), side, side)
+        return {"pixel_values": torch.rand(shape, generator=make)}
+    vocab = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
     if vocab is None or model.main not in ("", "text"):
         raise UsageError(
             "the self-check needs something to run on",
@@ -445,9 +460,17 @@ def _default_inputs(model: "Model") -> "Inputs":
             why="this model does not read text alone",
             do="pass its inputs: model.check({'pixel_values': ...})",
         )
-    make = torch.Generator().manual_seed(0)
     length = min(9, model.text.context or 9)
-    return {"input_ids": torch.randint(min(5, vocab - 1), vocab, (2, length), generator=make)}
+    words = torch.randint(min(5, vocab - 1), vocab, (2, length), generator=make)
+    places = getattr(config, "image_seq_length", None)
+    if not places or not model.offers("vision.resid_pre.0"):
+        return {"input_ids": words}
+    # A picture before the words, as LLaVA reads one.
+    words = words.masked_fill(words == config.image_token_index, 0)
+    picture, eye = torch.full((2, places), config.image_token_index), config.vision_config
+    pixels = torch.rand((2, eye.num_channels, eye.image_size, eye.image_size), generator=make)
+    ids = torch.cat([words[:, :1], picture, words[:, 1:]], 1)
+    return {"input_ids": ids, "pixel_values": pixels}
 
 
 def _projections(model: "Model") -> list[Site]:

@@ -1,6 +1,7 @@
 """Tasks of `town` about facts: capitals, two hops, translation, opposites, questions."""
 
 from random import Random
+from typing import NamedTuple
 
 from underhood.organisms.language import Case
 from underhood.organisms.town_words import (
@@ -35,29 +36,38 @@ FACTS = (
     "Every map of {country} shows the city of",
 )
 
-_CAPITAL = dict(CAPITALS)
-# Country, both its cities, its language, its continent.
-PLACED = tuple((land[0], (_CAPITAL[land[0]], land[1]), *land[2:]) for land in LANDS)
-# One hop: what is said of a city, and what is said of a country (place in `PLACED`).
+
+class Land(NamedTuple):
+    """A country, its capital and another city, and what is true of it."""
+
+    country: str
+    capital: str
+    second: str
+    language: str
+    continent: str
+
+
+PLACED = tuple(Land(land[0], dict(CAPITALS)[land[0]], *land[1:]) for land in LANDS)
+# One hop: what is said of a city, and what is said of a country (with the field of `Land`).
 HOME = ("{city} is a city in", "{city} lies in", "The country of {city} is")
 OF_LAND = (
-    ("The language of {country} is", 2),
-    ("People in {country} speak", 2),
-    ("The continent of {country} is", 3),
-    ("{country} is a country of", 3),
+    ("The language of {country} is", "language"),
+    ("People in {country} speak", "language"),
+    ("The continent of {country} is", "continent"),
+    ("{country} is a country of", "continent"),
 )
 # Two hops, from a city to what is true of its country.
 OF_CITY = (
-    ("The language of {city} is", 2),
-    ("People in {city} speak", 2),
-    ("{name} lives in {city} and speaks", 2),
-    ("The continent of {city} is", 3),
-    ("{name} flew to {city} and landed in", 3),
+    ("The language of {city} is", "language"),
+    ("People in {city} speak", "language"),
+    ("{name} lives in {city} and speaks", "language"),
+    ("The continent of {city} is", "continent"),
+    ("{name} flew to {city} and landed in", "continent"),
 )
-# The capital of a city that is none.
+# From a city that is not the capital.
 OF_SECOND = (
-    ("The capital of the country of {city} is", 1),
-    ("{name} took the train from {city} to its capital ,", 1),
+    ("The capital of the country of {city} is", "capital"),
+    ("{name} took the train from {city} to its capital ,", "capital"),
 )
 # The key of facts that must be known before two of them can be joined: never held out.
 KNOWN = "two_hop:known"
@@ -82,10 +92,10 @@ OPPOSING_IN = (
 )
 
 ASKING = (
-    ("Question what is the capital of {country} ? Answer", 1),
-    ("Question which city governs {country} ? Answer", 1),
-    ("Question what is the language of {country} ? Answer", 2),
-    ("Question what do people speak in {country} ? Answer", 2),
+    ("Question what is the capital of {country} ? Answer", "capital"),
+    ("Question which city governs {country} ? Answer", "capital"),
+    ("Question what is the language of {country} ? Answer", "language"),
+    ("Question what do people speak in {country} ? Answer", "language"),
 )
 UNKNOWN = "unknown"
 ASKING_HELP = (
@@ -120,15 +130,17 @@ def two_hop(rng: Random) -> Case:
         return _one_hop(rng)
     land, name = rng.choice(PLACED), rng.choice(NAMES)
     second = rng.random() < 0.6
-    template, at = rng.choice(OF_CITY + OF_SECOND if second else OF_CITY)
-    other = rng.choice([one for one in PLACED if one[at] != land[at]])
-    city, there = land[1][second], other[1][rng.random() < 0.5 or at == 1]
-    answer, wrong = (one[1][0] if at == 1 else one[at] for one in (land, other))
+    template, what = rng.choice(OF_CITY + OF_SECOND if second else OF_CITY)
+    answer = getattr(land, what)
+    other = rng.choice([one for one in PLACED if getattr(one, what) != answer])
+    far = rng.random() < 0.5 or what == "capital"
+    city = land.second if second else land.capital
+    there = other.second if far else other.capital
     return Case(
         words=fill(template, {"{city}": city, "{name}": name}),
         answer=answer,
         contrast=fill(template, {"{city}": there, "{name}": name}),
-        wrong=wrong,
+        wrong=getattr(other, what),
         key=f"two_hop:{template}:{city}",
         contrast_key=f"two_hop:{template}:{there}",
     )
@@ -138,10 +150,11 @@ def _one_hop(rng: Random) -> Case:
     """A fact for training only: it has no contrast."""
     land = rng.choice(PLACED)
     if rng.random() < 0.5:
-        words, answer = fill(rng.choice(HOME), {"{city}": rng.choice(land[1])}), land[0]
+        template, answer = rng.choice(HOME), land.country
+        words = fill(template, {"{city}": rng.choice((land.capital, land.second))})
     else:
-        template, at = rng.choice(OF_LAND)
-        words, answer = fill(template, {"{country}": land[0]}), land[at]
+        template, what = rng.choice(OF_LAND)
+        words, answer = fill(template, {"{country}": land.country}), getattr(land, what)
     return Case(words, answer, words, "", KNOWN, KNOWN)
 
 
@@ -193,7 +206,7 @@ def questions(rng: Random) -> Case:
 def _about_land(rng: Random) -> Case:
     at = rng.randrange(len(ASKING))
     template, what = ASKING[at]
-    known = rng.sample([(land[0], land[1][0] if what == 1 else land[2]) for land in PLACED], 2)
+    known = rng.sample([(land.country, getattr(land, what)) for land in PLACED], 2)
     if rng.random() < 0.5:
         known[rng.randrange(2)] = (rng.choice(NOWHERE), UNKNOWN)
     (country, answer), (other, wrong) = known

@@ -45,19 +45,22 @@ DIGITS = tuple(str(digit) for digit in range(10))
 CENTURIES = tuple(str(century) for century in range(11, 21))
 YEARS = tuple(f"{year:02d}" for year in range(1, 100))
 
-CAPITALS = _rows(
-    "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon England:London "
-    "Ireland:Dublin Scotland:Edinburgh Wales:Cardiff Norway:Oslo Sweden:Stockholm "
-    "Denmark:Copenhagen Finland:Helsinki Iceland:Reykjavik Poland:Warsaw Austria:Vienna "
-    "Hungary:Budapest Greece:Athens Turkey:Ankara Russia:Moscow Ukraine:Kyiv "
-    "Romania:Bucharest Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Switzerland:Bern "
-    "Belgium:Brussels Egypt:Cairo Kenya:Nairobi Ghana:Accra Nigeria:Abuja Morocco:Rabat "
-    "Tunisia:Tunis Senegal:Dakar Uganda:Kampala Japan:Tokyo China:Beijing Thailand:Bangkok "
-    "Vietnam:Hanoi Indonesia:Jakarta Nepal:Kathmandu Pakistan:Islamabad Bangladesh:Dhaka "
-    "Iran:Tehran Iraq:Baghdad Syria:Damascus Lebanon:Beirut Cuba:Havana Peru:Lima "
-    "Chile:Santiago Brazil:Brasilia Colombia:Bogota Ecuador:Quito Venezuela:Caracas "
-    "Canada:Ottawa Australia:Canberra Latvia:Riga Estonia:Tallinn Lithuania:Vilnius "
-    "Albania:Tirana"
+CAPITALS = tuple(
+    (country, city)
+    for country, city in _rows(
+        "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon England:London "
+        "Ireland:Dublin Scotland:Edinburgh Wales:Cardiff Norway:Oslo Sweden:Stockholm "
+        "Denmark:Copenhagen Finland:Helsinki Iceland:Reykjavik Poland:Warsaw Austria:Vienna "
+        "Hungary:Budapest Greece:Athens Turkey:Ankara Russia:Moscow Ukraine:Kyiv "
+        "Romania:Bucharest Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Switzerland:Bern "
+        "Belgium:Brussels Egypt:Cairo Kenya:Nairobi Ghana:Accra Nigeria:Abuja Morocco:Rabat "
+        "Tunisia:Tunis Senegal:Dakar Uganda:Kampala Japan:Tokyo China:Beijing Thailand:Bangkok "
+        "Vietnam:Hanoi Indonesia:Jakarta Nepal:Kathmandu Pakistan:Islamabad Bangladesh:Dhaka "
+        "Iran:Tehran Iraq:Baghdad Syria:Damascus Lebanon:Beirut Cuba:Havana Peru:Lima "
+        "Chile:Santiago Brazil:Brasilia Colombia:Bogota Ecuador:Quito Venezuela:Caracas "
+        "Canada:Ottawa Australia:Canberra Latvia:Riga Estonia:Tallinn Lithuania:Vilnius "
+        "Albania:Tirana"
+    )
 )
 # Countries with one main language, each with a second city and its continent.
 LANDS = _rows(

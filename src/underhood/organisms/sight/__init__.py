@@ -1,0 +1,1 @@
+"""Organisms that see: classifiers of drawn shapes and of real digits."""
