@@ -444,7 +444,8 @@ def _row(name: str, law: Callable[[_Bench], float | None], bench: _Bench) -> Che
 
 
 def _default_inputs(model: "Model") -> "Inputs":
-    make, config = torch.Generator().manual_seed(0), model.config
+    make = torch.Generator().manual_seed(0)
+    config: Any = model.config
     if {"sample", "timestep"} <= model.forward_names:  # a diffusers U-Net
         shape = (2, config.in_channels, config.sample_size, config.sample_size)
         return {"sample": torch.randn(shape, generator=make), "timestep": torch.tensor([10, 600])}

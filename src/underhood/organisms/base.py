@@ -220,7 +220,7 @@ class Trained(Organism):
     recipe: Recipe
 
     @property
-    def truth(self) -> Truth:
+    def truth(self) -> Truth:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What was found inside when it was built, as its card has it."""
         return Truth(tuple(self.card.facts))
 
