@@ -34,7 +34,7 @@ def show_all(
     write: Annotated[bool, typer.Option("--write", help="Rewrite docs/organisms.md.")] = False,
 ) -> None:
     """List them with their sizes, tasks and accuracies on held-out prompts."""
-    from underhood.organisms import organism
+    from underhood.organisms import card_of
     from underhood.organisms import organisms as names
     from underhood.organisms.page import PAGE, page
 
@@ -42,7 +42,7 @@ def show_all(
         PAGE.write_text(page(), encoding="utf-8")
         render.note(f"wrote {PAGE}", quiet=False)
         return
-    cards = [organism(name).card for name in names()]
+    cards = [card_of(name) for name in names()]
     if json:
         render.document([asdict(card) for card in cards])
         return

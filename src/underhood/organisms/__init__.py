@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PUNCTUATION", "SPECIAL", "WIRED", "Card", "Case", "Fact", "Language", "Organism", "Phase",
-    "Prompt", "Recipe", "Row", "Split", "Task", "Trained", "Truth", "held_out", "join", "organism",
-    "organisms", "wired",
+    "Prompt", "Recipe", "Row", "Split", "Task", "Trained", "Truth", "card_of", "held_out", "join",
+    "organism", "organisms", "wired",
 ]  # fmt: skip
 
 _HERE = Path(__file__).parent
@@ -68,6 +68,17 @@ def organism(name: str) -> Organism:
     from underhood.organisms.wired_models import wired
 
     return wired(name.removeprefix(_WIRED))
+
+
+def card_of(name: str) -> Card:
+    """The card of the organism of this name, read from its file where the package carries one.
+
+    Raises:
+        ModelNotFound: No such organism.
+        FileProblem: It is neither shipped nor built.
+    """
+    shipped = _HERE / "weights" / name
+    return Card.load(shipped) if shipped.is_dir() else organism(name).card
 
 
 def _files() -> dict[str, str]:

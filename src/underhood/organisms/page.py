@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from underhood.organisms import organism, organisms
+from underhood.organisms import card_of, organisms
 from underhood.organisms.card import Card
 
 __all__ = ["PAGE", "page"]
@@ -13,7 +13,7 @@ PAGE = Path("docs") / "organisms.md"
 
 def page() -> str:
     """The page, as Markdown, from the cards alone. Loads no weights."""
-    cards = [organism(name).card for name in organisms()]
+    cards = [card_of(name) for name in organisms()]
     trained = [card for card in cards if card.recipe]
     lines = [
         "# Organisms: models whose mechanism is known",
