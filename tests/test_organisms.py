@@ -331,18 +331,18 @@ def test_every_organism_says_what_it_is(name: str) -> None:
         assert (what.folder / "card.json").is_file()
 
 
-@pytest.mark.parametrize("name", organisms())
+@pytest.mark.parametrize("name", ["town", "village", "guild", "stream", "sight/grid"])
 def test_every_word_is_one_token(name: str) -> None:
     what = organism(name)
-    if not isinstance(what, Language):
-        return
+    assert isinstance(what, Language)
     read: Any = what.tokenizer()
     ids = [read(word, add_special_tokens=False)["input_ids"] for word in what.words]
     assert ids == [[number] for number in range(len(what.words))]
 
 
-@pytest.mark.parametrize("name", organisms())
+@pytest.mark.parametrize("name", [name for name in organisms() if not name.startswith("wired/")])
 def test_every_organism_passes_its_self_check(name: str) -> None:
+    """The wired ones are checked in their own tests."""
     report = uh.load(name).check()
     assert report.ok, report
 

@@ -188,7 +188,8 @@ def test_organisms_list_show_and_check() -> None:
     header, *found = rows(good("organisms", "check", "town", "--n", "20"))
     assert header[0] == "task"
     assert [row[0] for row in found] == list(card["tasks"])
-    assert all(float(row[1]) > 0.8 for row in found)
+    for task, accuracy, *_ in found:  # of 20 prompts
+        assert abs(float(accuracy) - card["tasks"][task]["accuracy"]) < 0.35, task
 
 
 def test_organisms_build_passes_its_options_on(

@@ -13,8 +13,8 @@ A task is a trade, and its name the label of its prompts. The contrast of a mate
 neighbouring thing of the trade; the other contrasts are the same sentence about another trade. Held
 out (one key in seven, by hash): trade x template x pair of things; template x slang word or day.
 
-Two layers of one head and eight experts each, two to a token. (One head: with four, attention
-learned to gate by trade, and experts mattered less.) The division of labour is trained for: beside
+Two layers of one head and eight experts each, two to a token. (One head: in a trial with four,
+experts mattered less.) The division of labour is trained for: beside
 predicting words, the loss rewards a router whose choice tells the trade, and one that uses all
 experts (`specialise`). Nothing says which expert shall serve which trade, or how many: training
 decided, and `findings` found out. The routers' weights were summed on held-out prompts, and the
