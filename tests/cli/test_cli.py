@@ -159,7 +159,7 @@ def test_generate_shows_both_arms_and_what_fired() -> None:
     assert table[2] == ["edit", "places", "moved"]
     assert table[3][0] == "z.1.2, zero"
     # Zeroing moves an activation by all of its length, halving by half.
-    assert [float(row[2]) for row in table[3:]] == pytest.approx([1.0, 0.5, 0.5, 0.5, 0.5])
+    assert [float(row[2]) for row in table[3:]] == pytest.approx([1.0] + [0.5] * uh.load().n_layers)
 
 
 def test_generate_from_a_saved_plan_as_json(tmp_path: Path) -> None:
@@ -351,8 +351,8 @@ def test_run_pairs_from_flags_and_from_a_file(tmp_path: Path) -> None:
         (["generate", "Mary", "--edits", "none.json"], 2, "no file none.json"),
         (["generate", "Mary", "--seed", "1"], 2, "--sample"),
         (["generate", "Mary", "-m", "random/gpt2"], 3, "tokenizer"),
-        (["organisms", "show", "village"], 2, "town"),
-        (["organisms", "build", "village"], 2, "town"),
+        (["organisms", "show", "twon"], 2, "town"),
+        (["organisms", "build", "twon"], 2, "town"),
     ],
 )
 def test_refusals(words: list[str], code: int, said: str) -> None:
