@@ -262,17 +262,17 @@ def test_induction_is_found_through_values_and_what_patterns_hide_is_said() -> N
     assert "Nodes with another exact effect: 1 of" in said(found) and "a0.h2" in said(found)
 
 
-def test_in_the_built_in_model_it_agrees_with_exact_patching() -> None:
+def test_in_a_trained_model_it_agrees_with_exact_patching() -> None:
     pairs = Pairs(
         ["the capital of France is", "the capital of Norway is"],
         ["the capital of Japan is", "the capital of Italy is"],
         ["Paris", "Oslo"],
         ["Tokyo", "Rome"],
     )
-    found = contextual_decomposition(uh.load(), pairs, verify=21)
+    found = contextual_decomposition(uh.load("village"), pairs, verify=21)
     assert float(found["pearson_all"]) > 0.99 > 0.7 > float(found["pearson_chance"])
     assert float(found["sum_error"]) < 1e-4
-    each = contextual_decomposition(uh.load(), pairs, verify=21, batch_size=1)
+    each = contextual_decomposition(uh.load("village"), pairs, verify=21, batch_size=1)
     for name in ("change", "control", "exact"):
         np.testing.assert_allclose(each[name].values, found[name].values, atol=2e-3)
 
