@@ -364,6 +364,7 @@ def test_interrupted_training_is_bit_equal(town: Language, tmp_path: Path) -> No
     assert resumed.step == 15
     resumed.advance()
     assert resumed.step == straight.step == 30
+    assert resumed.losses == straight.losses
     for key, value in straight.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
 
@@ -398,6 +399,8 @@ def test_training_writes_folder_and_card(town: Language, tmp_path: Path) -> None
     card = run.finish(prompts=10)
     assert not (tmp_path / CHECKPOINT).exists()
     assert Card.load(tmp_path) == card
+    ((step, loss),) = run.losses
+    assert (tmp_path / "training.csv").read_text() == f"step,loss\n{step},{loss:.4f}\n"
     assert card.recipe["steps"] == 30 and card.recipe["seed"] == 0
     assert json.loads((tmp_path / "card.json").read_text())["tasks"].keys() == set(TASKS)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()

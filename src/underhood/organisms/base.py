@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from underhood.core.errors import FileProblem, OutOfRange, UsageError
 from underhood.organisms.card import Card, Fact
@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
     from underhood.core.model import Model
 
-__all__ = ["PROMPTS", "Organism", "Recipe", "Split", "Trained", "Truth", "held_out"]
+__all__ = [
+    "PROMPTS",
+    "Drawn",
+    "Kind",
+    "Organism",
+    "Recipe",
+    "Split",
+    "Trained",
+    "Truth",
+    "held_out",
+]
 
 Split = Literal["train", "test"]
 PROMPTS, SEED = 500, 1
@@ -31,6 +41,9 @@ PROMPTS, SEED = 500, 1
 
 STEPS = "steps"
 """The folder of the weights that `Recipe.keep` asks for: `steps/400.safetensors`."""
+
+LOG = "training.csv"
+"""The file of the losses of a training run, in nats: step,loss."""
 
 _HERE = Path(__file__).parent
 # One in this many keys is held out of training.
@@ -239,9 +252,43 @@ class Trained(Organism):
             steps: Of the whole run, which may be shorter or longer than the recipe's.
         """
 
-    @abstractmethod
     def save(self, module: "nn.Module", folder: Path) -> None:
-        """Write the weights (in float16 where accuracy allows) and all else that `load` reads."""
+        """Write the weights and all else that `load` reads.
+
+        By default a Hugging Face folder: float16 on disk, float32 when loaded.
+        """
+        import copy
+
+        import torch
+
+        half: Any = copy.deepcopy(module).half()
+        half.save_pretrained(folder, state_dict=half.state_dict())
+        for part in half.modules():
+            if hasattr(part, "config"):
+                part.config.dtype = torch.float32
+        half.config.save_pretrained(folder)
+
+    def load(
+        self, folder: Path | None = None, *, step: int | None = None, **options: Any
+    ) -> "Model":
+        """As `Organism.load`, in float32 unless `dtype` says otherwise.
+
+        Args:
+            folder: As `Organism.load`.
+            step: One of `checkpoints()`; None: the final weights.
+            options: As `Organism.load`.
+        """
+        from underhood.core.loading import from_pretrained, no_bars
+
+        where = folder or self.folder
+        if not (where / "config.json").exists():
+            raise self.missing(where)
+        name = self.name if step is None else f"{self.name}@{step}"
+        options = {"dtype": "float32"} | options
+        with no_bars():
+            model = from_pretrained(str(where), label=name, **options)
+        self.at_step(model.module, where, step)
+        return model
 
     @abstractmethod
     def about(self, module: "nn.Module") -> dict[str, Any]:
@@ -291,6 +338,59 @@ class Trained(Organism):
             given=folder,
             do=f"Build it: `underhood organisms build {self.name}`.",
         )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task.
+
+    Attributes:
+        name: Identifier, as in `organism("town").pairs("capitals")`.
+        summary: One line for humans, with an example.
+    """
+
+    name: str
+    summary: str
+
+
+K = TypeVar("K", bound=Kind)
+
+
+class Drawn(Trained, Generic[K]):
+    """A trained organism whose tasks draw cases of two splits.
+
+    Attributes:
+        kinds: The tasks.
+    """
+
+    kinds: tuple[K, ...]
+
+    @property
+    def tasks(self) -> Mapping[str, str]:
+        """Name of each task, and one line about it."""
+        return {kind.name: kind.summary for kind in self.kinds}
+
+    def kind(self, task: str | None) -> K:
+        """The task of this name.
+
+        Raises:
+            UsageError: No such task.
+        """
+        found = self.task(task)
+        return next(kind for kind in self.kinds if kind.name == found)
+
+    def drawing(self, task: str | None, n: int, seed: int, split: Split) -> tuple[K, Random]:
+        """The task, and what its cases are drawn with: the same arguments, the same draws.
+
+        Raises:
+            OutOfRange: Fewer than none.
+            UsageError: No such task or split.
+        """
+        self._need(n)
+        if split not in ("train", "test"):
+            raise UsageError("No such split.", given=split, do="Use 'train' or 'test'.")
+        kind = self.kind(task)
+        return kind, Random(f"{self.name}:{kind.name}:{split}:{seed}")
 
 
 def held_out(key: str) -> bool:

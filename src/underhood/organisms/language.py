@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from underhood.core.errors import UsageError
-from underhood.organisms.base import PROMPTS, SEED, Recipe, Split, Trained, held_out
+from underhood.organisms.base import PROMPTS, SEED, Drawn, Kind, Recipe, Split, held_out
 from underhood.organisms.card import Fact
 from underhood.organisms.words import PUNCTUATION, join, whole_words
 
@@ -66,18 +66,14 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Kind):
     """One thing that a model has learned.
 
     Attributes:
-        name: Identifier, as in `organism("town").pairs("capitals")`.
-        summary: One line for humans, with an example.
         draw: Draws one case of any split.
         weight: Weight of the task's predictions in the training loss.
     """
 
-    name: str
-    summary: str
     draw: Callable[[Random], Case]
     weight: float = 1.0
 
@@ -123,7 +119,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Language(Trained):
+class Language(Drawn[Task]):
     """A small language model with known tasks.
 
     Attributes:
@@ -157,21 +153,7 @@ class Language(Trained):
     extra: "Callable[[Any, list[Row]], Tensor] | None" = None
     apart: Callable[[str], bool] = held_out
 
-    @property
-    def tasks(self) -> Mapping[str, str]:
-        """Name of each task, and one line with an example."""
-        return {task.name: task.summary for task in self.kinds}
-
     # Prompts -------------------------------------------------------------------------------------
-
-    def kind(self, task: str | None) -> Task:
-        """The task of this name.
-
-        Raises:
-            UsageError: No such task.
-        """
-        found = self.task(task)
-        return next(kind for kind in self.kinds if kind.name == found)
 
     def cases(
         self, task: str | None = None, n: int = 32, seed: int = 0, split: Split = "test"
@@ -185,11 +167,7 @@ class Language(Trained):
             OutOfRange: Fewer than none.
             UsageError: No such task or split.
         """
-        self._need(n)
-        if split not in ("train", "test"):
-            raise UsageError("No such split.", given=split, do="Use 'train' or 'test'.")
-        kind = self.kind(task)
-        rng = Random(f"{self.name}:{kind.name}:{split}:{seed}")
+        kind, rng = self.drawing(task, n, seed, split)
         return [_draw(kind, rng, split, self.apart, with_contrast=True) for _ in range(n)]
 
     def prompts(
@@ -294,38 +272,9 @@ class Language(Trained):
         return whole_words(self.words, self.context, split=(f"[{re.escape(marks)}]", _TWO_DIGITS))
 
     def save(self, module: "nn.Module", folder: Path) -> None:
-        """A Hugging Face folder: float16 on disk, float32 when loaded."""
-        import copy
-
-        import torch
-
-        half: Any = copy.deepcopy(module).half()
-        half.save_pretrained(folder)
-        half.config.dtype = torch.float32
-        half.config.save_pretrained(folder)
+        """As `Trained.save`, and the tokenizer."""
+        super().save(module, folder)
         self.tokenizer().save_pretrained(folder)
-
-    def load(
-        self, folder: Path | None = None, *, step: int | None = None, **options: Any
-    ) -> "Model":
-        """As `Organism.load`, in float32 unless `dtype` says otherwise.
-
-        Args:
-            folder: As `Organism.load`.
-            step: One of `checkpoints()`; None: the final weights.
-            options: As `Organism.load`.
-        """
-        from underhood.core.loading import from_pretrained, no_bars
-
-        where = folder or self.folder
-        if not (where / "config.json").exists():
-            raise self.missing(where)
-        name = self.name if step is None else f"{self.name}@{step}"
-        with no_bars():
-            options = {"dtype": "float32"} | options
-            model = from_pretrained(str(where), label=name, **options)
-        self.at_step(model.module, where, step)
-        return model
 
     def about(self, module: Any) -> dict[str, Any]:
         """The class and the sizes."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from underhood.core.errors import FileProblem, OutOfRange
-from underhood.organisms.base import PROMPTS, STEPS, Trained
+from underhood.organisms.base import LOG, PROMPTS, STEPS, Trained
 from underhood.organisms.card import Card
 
 __all__ = ["CHECKPOINT", "Run", "train"]
@@ -23,8 +23,8 @@ __all__ = ["CHECKPOINT", "Run", "train"]
 _log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-# Steps between checkpoints and log lines.
-_EVERY = 200
+# Steps between checkpoints, and between lines of the log.
+_EVERY, _LOGGED = 200, 20
 # Fraction of the peak learning rate that the cosine ends at.
 _FLOOR = 0.02
 
@@ -82,6 +82,7 @@ class Run:
         if self.steps < 1:
             raise OutOfRange("Training needs a step.", given=self.steps, do="Use steps >= 1.")
         self.seed, self.step, self.seconds = seed, 0, 0.0
+        self.losses: list[tuple[int, float]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = what.fresh()
@@ -115,6 +116,8 @@ class Run:
             while self.step < last:
                 loss = self._one()
                 self._keep()
+                if self.step % _LOGGED == 0:
+                    self.losses.append((self.step, loss))
                 if self.step % _EVERY == 0:
                     self.save()
                     _log.info("step %d loss %.3f %.0f s", self.step, loss, self.seconds)
@@ -125,6 +128,8 @@ class Run:
     def finish(self, prompts: int = PROMPTS) -> Card:
         """Write the folder, and the card measured on so many prompts per task from what it holds.
 
+        Beside them `training.csv`: the loss of every twentieth step, in nats.
+
         Removes the checkpoint.
         """
         from underhood.core.loading import no_bars
@@ -133,6 +138,8 @@ class Run:
         self.model.eval()
         with no_bars():
             what.save(self.model, self.out)
+        lines = [f"{step},{loss:.4f}" for step, loss in self.losses]
+        (self.out / LOG).write_text("\n".join(["step,loss", *lines]) + "\n", encoding="utf-8")
         for path in self.out.rglob("*.safetensors"):
             # It is written for its owner only, and would be packaged so.
             path.chmod(0o644)
@@ -164,6 +171,7 @@ class Run:
                 "what": self._identity(),
                 "step": self.step,
                 "seconds": self.seconds,
+                "losses": self.losses,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
@@ -174,7 +182,7 @@ class Run:
     def _load(self) -> None:
         try:
             kept: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
-            same = kept["what"] == self._identity()
+            same, losses = kept["what"] == self._identity(), kept["losses"]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise FileProblem(
                 "The checkpoint cannot be read.",
@@ -189,7 +197,7 @@ class Run:
                 why="its organism, recipe, seed or number of steps differ from what was asked.",
                 do="Use the same arguments, another folder, or resume=False.",
             )
-        self.step, self.seconds = kept["step"], kept["seconds"]
+        self.step, self.seconds, self.losses = kept["step"], kept["seconds"], losses
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
 

@@ -209,34 +209,11 @@ class Captioner(Trained):
             told = [scene.told(rng) for scene in some]
             yield _loss(module, some, told, blind=blind) * (len(some) / len(scenes))
 
-    def save(self, module: Any, folder: Path) -> None:
-        """A Hugging Face folder: float16 on disk, float32 when loaded."""
-        import copy
-
-        import torch
-
-        half = copy.deepcopy(module).half()
-        for config in (half.config, half.config.text_config, half.config.vision_config):
-            config.dtype = torch.float32
-        half.save_pretrained(folder, state_dict=half.state_dict())
-        whole_words(WORDS, _TEXT["max_position_embeddings"], split=("[.,]",)).save_pretrained(
-            folder
-        )
-
-    def load(
-        self, folder: Path | None = None, *, step: int | None = None, **options: Any
-    ) -> "Model":
-        """As `Language.load`."""
-        from underhood.core.loading import from_pretrained
-
-        where = folder or self.folder
-        if not (where / "config.json").exists():
-            raise self.missing(where)
-        name = self.name if step is None else f"{self.name}@{step}"
-        options.setdefault("dtype", "float32")
-        model = from_pretrained(str(where), label=name, **options)
-        self.at_step(model.module, where, step)
-        return model
+    def save(self, module: "nn.Module", folder: Path) -> None:
+        """As `Trained.save`, and the tokenizer."""
+        super().save(module, folder)
+        reader = whole_words(WORDS, _TEXT["max_position_embeddings"], split=("[.,]",))
+        reader.save_pretrained(folder)
 
     def about(self, module: "nn.Module") -> dict[str, Any]:
         """The class and the sizes of its two halves."""

@@ -11,14 +11,13 @@ descent, Madry et al. (2018), arXiv 1706.06083.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from underhood.core.errors import UsageError
-from underhood.organisms.base import PROMPTS, SEED, Recipe, Split, Trained, held_out
+from underhood.organisms.base import PROMPTS, SEED, Drawn, Kind, Recipe, Split, held_out
 from underhood.organisms.card import Fact
 from underhood.organisms.sight.pictures import PicturePairs, Pictures
 
@@ -116,24 +115,20 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Kind):
     """One kind of picture.
 
     Attributes:
-        name: Identifier, as in `organism("sight/cnn").prompts("shapes")`.
-        summary: One line for humans.
         draw: Draws one case of any split.
         attack: What `measure` does to the pictures first.
     """
 
-    name: str
-    summary: str
     draw: Callable[[Random], Case]
     attack: Attack | None = None
 
 
 @dataclass(frozen=True)
-class Classifier(Trained):
+class Classifier(Drawn[Task]):
     """A small image classifier with known tasks.
 
     Attributes:
@@ -162,21 +157,7 @@ class Classifier(Trained):
     attack: Attack | None = None
     findings: "Callable[[Classifier, Model], tuple[Fact, ...]] | None" = None
 
-    @property
-    def tasks(self) -> Mapping[str, str]:
-        """Name of each task, and one line about it."""
-        return {task.name: task.summary for task in self.kinds}
-
     # Pictures ------------------------------------------------------------------------------------
-
-    def kind(self, task: str | None) -> Task:
-        """The task of this name.
-
-        Raises:
-            UsageError: No such task.
-        """
-        found = self.task(task)
-        return next(kind for kind in self.kinds if kind.name == found)
 
     def cases(
         self, task: str | None = None, n: int = 32, seed: int = 0, split: Split = "test"
@@ -187,9 +168,7 @@ class Classifier(Trained):
             OutOfRange: Fewer than none.
             UsageError: No such task or split.
         """
-        self._known(n, split)
-        kind = self.kind(task)
-        rng = Random(f"{self.name}:{kind.name}:{split}:{seed}")
+        kind, rng = self.drawing(task, n, seed, split)
         return [_draw(kind, rng, split) for _ in range(n)]
 
     def prompts(
@@ -213,11 +192,6 @@ class Classifier(Trained):
             collect([c.view for c in cases], [c.label for c in cases], self.classes, rivals),
             collect([c.contrast for c in cases], [c.wrong for c in cases], self.classes, rivals),
         )
-
-    def _known(self, n: int, split: str) -> None:
-        self._need(n)
-        if split not in ("train", "test"):
-            raise UsageError("No such split.", given=split, do="Use 'train' or 'test'.")
 
     # Making --------------------------------------------------------------------------------------
 
@@ -246,38 +220,6 @@ class Classifier(Trained):
             # At full strength from the start nothing is learned.
             pixels = self.attack(module, pixels, seen.labels, min(1.0, 2 * step / steps))
         yield torch.nn.functional.cross_entropy(module(pixel_values=pixels).logits, seen.labels)
-
-    def save(self, module: "nn.Module", folder: Path) -> None:
-        """A Hugging Face folder: float16 on disk, float32 when loaded."""
-        import copy
-
-        import torch
-
-        half: Any = copy.deepcopy(module).half()
-        half.config.dtype = torch.float32
-        half.save_pretrained(folder, state_dict=half.state_dict())
-
-    def load(
-        self, folder: Path | None = None, *, step: int | None = None, **options: Any
-    ) -> "Model":
-        """As `Organism.load`, in float32 unless `dtype` says otherwise.
-
-        Args:
-            folder: As `Organism.load`.
-            step: One of `checkpoints()`; None: the final weights.
-            options: As `Organism.load`.
-        """
-        from underhood.core.loading import from_pretrained, no_bars
-
-        where = folder or self.folder
-        if not (where / "config.json").exists():
-            raise self.missing(where)
-        name = self.name if step is None else f"{self.name}@{step}"
-        given: dict[str, Any] = {"dtype": "float32"} | options
-        with no_bars():
-            model = from_pretrained(str(where), label=name, **given)
-        self.at_step(model.module, where, step)
-        return model
 
     def about(self, module: Any) -> dict[str, Any]:
         """The class and the sizes."""

@@ -86,8 +86,7 @@ class Digits(Classifier):
         self, task: str | None = None, n: int = 32, seed: int = 0, split: Split = "test"
     ) -> list[Case]:
         """As `Classifier.cases`; every picture of the split comes once before any comes again."""
-        self._known(n, split)
-        rng = Random(f"{self.name}:{self.task(task)}:{split}:{seed}")
+        _, rng = self.drawing(task, n, seed, split)
         numbers = [i for i in range(len(_scans()[1])) if _tests(i) == (split == "test")]
         found: list[Case] = []
         while len(found) < n:
