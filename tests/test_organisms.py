@@ -88,6 +88,7 @@ def measured(town: Language) -> dict[str, dict[str, Any]]:
     return town.evaluate(n=300, seed=7)
 
 
+@pytest.mark.xdist_group("measured")
 @pytest.mark.parametrize("task", TASKS)
 def test_shipped_weights_know_the_task(
     town: Language, measured: dict[str, dict[str, Any]], task: str
@@ -174,6 +175,7 @@ def test_shipped_tokenizer_is_the_one_the_code_builds(town: Language, tokenizer:
     assert town.tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.xdist_group("measured")
 def test_card_agrees_with_the_weights(
     town: Language, model: Any, measured: dict[str, dict[str, Any]]
 ) -> None:
@@ -305,7 +307,8 @@ def test_what_is_built_lies_where_load_looks(
     town: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERHOOD_HOME", str(tmp_path))
-    tiny = replace(small(town), name="hamlet")
+    kinds, phases = town.kinds[:2], (Phase(1.0, ((town.kinds[0].name, 2),)),)
+    tiny = replace(small(town), name="hamlet", kinds=kinds, phases=phases, findings=None)
     assert tiny.folder == tmp_path / "organisms" / "hamlet"
     with pytest.raises(FileProblem, match="underhood organisms build hamlet"):
         tiny.load()
