@@ -4,7 +4,8 @@ import logging
 import math
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -101,7 +102,7 @@ class Run:
         return self.out / CHECKPOINT
 
     def advance(self, until: int | None = None, *, progress: bool = False) -> None:
-        """Train up to step `until` (default: all of them).
+        """Train up to step `until` (default: all of them), on one thread.
 
         A checkpoint is kept at the end and every 200 steps; not on Ctrl-C, which may come in the
         middle of a step, when some weights have moved and others have not.
@@ -110,7 +111,7 @@ class Run:
         shown = progress and sys.stderr.isatty()
         self.model.train()
         self._keep()
-        with _bar() if shown else nullcontext() as bar:
+        with _one_thread(), _bar() if shown else nullcontext() as bar:
             if bar is not None:
                 bar.add_task(self.organism.name, total=self.steps, loss="")
             while self.step < last:
@@ -243,6 +244,17 @@ class Run:
         path.parent.mkdir(exist_ok=True)
         state = self.model.state_dict()
         save_file({key: value.half().contiguous() for key, value in state.items()}, path)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads depend on their number; models this small gain nothing by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bar() -> Progress:
