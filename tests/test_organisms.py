@@ -263,6 +263,17 @@ def test_row_weights_start_at_the_judged_words(town: Language) -> None:
         assert row.weights[0] == town.context_weight < row.weights[-1]
 
 
+def test_a_drill_is_trained_on_and_not_handed_out(town: Language, tmp_path: Path) -> None:
+    drill = replace(town.kinds[0], name="drill")
+    tiny = replace(small(town), drills=(drill,), phases=(Phase(1.0, (("drill", 2),)),))
+    assert tiny.row("drill", Random(3)) == town.row(TASKS[0], Random(3))
+    Run(tiny, out=tmp_path).advance(1)
+    assert "drill" not in tiny.tasks
+    with pytest.raises(UsageError, match="no task 'drill'"):
+        tiny.prompts("drill")
+    assert tiny.identity() != replace(tiny, drills=()).identity()
+
+
 def test_same_seed_same_prompts(town: Language) -> None:
     assert town.prompts("induction", 5, 3) == town.prompts("induction", 5, 3)
     assert town.prompts("induction", 5, 3) != town.prompts("induction", 5, 4)

@@ -136,6 +136,7 @@ class Language(Drawn[Task]):
         findings: Establishes what training made; see `establish`.
         extra: A further term of the loss, from the model's output and all rows of a step.
         apart: Whether cases of a key are kept for testing.
+        drills: Tasks for training only, steps towards the others; phases may name them.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Language(Drawn[Task]):
     findings: "Callable[[Language, Model], tuple[Fact, ...]] | None" = None
     extra: "Callable[[Any, list[Row]], Tensor] | None" = None
     apart: Callable[[str], bool] = held_out
+    drills: tuple[Task, ...] = ()
 
     # Prompts -------------------------------------------------------------------------------------
 
@@ -199,8 +201,8 @@ class Language(Drawn[Task]):
         )
 
     def row(self, task: str, rng: Random) -> Row:
-        """Draw one training row of a task (never of a held-out case)."""
-        kind = self.kind(task)
+        """Draw one training row of a task or drill (never of a held-out case)."""
+        kind = next((drill for drill in self.drills if drill.name == task), None) or self.kind(task)
         case = _draw(kind, rng, "train", self.apart, with_contrast=False)
         end = ("<eos>",) if case.after[-1:] == (".",) else ()
         words = ("<bos>", *case.words, case.answer, *case.after, *end)[: self.context]
@@ -282,7 +284,7 @@ class Language(Drawn[Task]):
 
     def identity(self) -> str:
         """Whatever changes the rows or the weights."""
-        mix = [(kind.name, kind.weight) for kind in self.kinds]
+        mix = [(kind.name, kind.weight) for kind in (*self.kinds, *self.drills)]
         return repr((self.name, self.model_type, self.words, dict(self.sizes), self.recipe,
                      self.phases, self.context, self.context_weight, mix))  # fmt: skip
 
