@@ -6,13 +6,14 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROMPT   := When Mary and John went to the store, John gave a drink to
 CONTRAST := When Mary and John went to the store, Mary gave a drink to
 
-.PHONY: explain test lint format docs bench clean help
+.PHONY: explain test lint format docs web bench clean help
 
 help:
 	@echo "make explain   explain a sentence with the built-in model; writes report.html"
 	@echo "make test      run all tests"
 	@echo "make lint      ruff and pyright"
-	@echo "make docs      rewrite the generated pages (coverage, benchmarks)"
+	@echo "make docs      rewrite the generated pages"
+	@echo "make web       build the bundle of the elements from web/ (node 18 or newer)"
 	@echo "make bench     run the benchmarks (quiet machine, some minutes)"
 
 # torch goes first and alone: the constraints name the version that is tested.
@@ -45,15 +46,21 @@ format: $(VENV)/dev
 
 docs: $(VENV)/base
 	$(BIN)/python -m underhood.coverage
+	$(BIN)/python scripts/view_schema.py
+	$(BIN)/underhood organisms list --write
 	$(BIN)/python benchmarks/report.py
 
-bench: $(VENV)/base
+web: $(VENV)/base
+	$(BIN)/python scripts/build_web.py
+
+bench: $(VENV)/dev
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/circuits.py
 	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/painting.py
 	$(BIN)/python benchmarks/report.py
 
 clean:

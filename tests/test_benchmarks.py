@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -113,6 +114,17 @@ def test_relevance(script: Any, tmp_path: Path) -> None:
         for row in table["rows"]:
             estimates, chance = row[3:-1], row[-1]
             assert all(-1 <= x <= 1 for x in estimates) and 0 < chance < max(estimates)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_painting(script: Any, tmp_path: Path) -> None:
+    path = tmp_path / "painting.json"
+    document = script("painting").main(["--quick", "--out", str(path)])
+    check_form(document, path, "painting")
+    assert [(r["what"], r["bar"]) for r in document["rows"]] == [
+        ("800 cells", 0.1), ("400 edges", 0.5), ("2 x 2 heads", 1.0)
+    ]  # fmt: skip
 
 
 def test_peak_memory_is_what_a_call_holds_at_once(script: Any) -> None:

@@ -13,6 +13,8 @@ from underhood.explanation.change import change
 from underhood.explanation.explain import Explanation
 from underhood.explanation.question import ask
 from underhood.explanation.sentences import percent
+from underhood.view import View
+from underhood.view.upgrade import script
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 CONTRAST = "When Mary and John went to the store, Mary gave a drink to"
@@ -69,7 +71,8 @@ def test_the_circuit_comes_with_its_proof(model: uh.Model, found: Explanation) -
     assert kept >= 0.9 > 0.5 > float(data["f_same_size"].max())
     told = next(s for s in found.sentences if "connections" in s)
     assert f"keep {round(100 * kept)} % of that difference" in told
-    section = found.sections[4]
+    section = next(s for s in found.sections if s.id == "circuit")
+    assert section.answer == told and not section.folded
     text = "".join(v.html() for v in section.views)
     assert "random ranking" in text and "completeness" in text
 
@@ -78,9 +81,13 @@ def test_report_is_one_offline_page(found: Explanation, tmp_path: Path) -> None:
     path = found.save(tmp_path / "report.html")
     text = path.read_text(encoding="utf-8")
     assert "default-src 'none'" in html.unescape(text)
-    assert "<script" not in text
-    assert not re.search(r'(?:src|href)="(?!#|data:)', text)
+    assert text.count(script()) == 1
+    assert "<script src" not in text
+    assert not re.search(r'(?:src|href)="(?!#|data:)', text.replace(script(), ""))
     assert [s.number for s in found.sections] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # The picture and the proof are open; the rest tells its answer and is folded.
+    assert [s.id for s in found.sections if not s.folded] == ["forms", "circuit"]
+    assert all(s.answer for s in found.sections if s.id != "next")
     assert path.stat().st_size < 1_500_000
 
 
@@ -91,6 +98,14 @@ def test_document_is_json(found: Explanation, tmp_path: Path) -> None:
     assert len(document["sections"]) == 8
     with pytest.raises(UsageError, match=r"\.html or \.json"):
         found.save(tmp_path / "report.pdf")
+
+
+def test_notebook_shows_the_report(found: Explanation) -> None:
+    text = found._repr_html_()
+    assert text.count("<style>") == 1
+    for section in found.sections:
+        assert html.escape(section.title) in text and html.escape(section.answer) in text
+    assert View.from_json(found.view.to_json()) == found.view
 
 
 def test_without_a_contrast_says_so(model: uh.Model) -> None:

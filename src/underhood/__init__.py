@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from underhood import circuits, organisms
+    from underhood import circuits, organisms, view
     from underhood.core.edit import Edit, Gate, Plan, Schedule
     from underhood.core.errors import UnderhoodError
     from underhood.core.model import Model
@@ -57,15 +57,15 @@ _WHERE = {
     "Result": "view", "View": "view", "organism": "organisms",
 }  # fmt: skip
 
-_PACKAGES = ("circuits", "organisms")
+_PACKAGES = ("circuits", "organisms", "view")
 
 __all__ = [
     "Edit", "Explanation", "Gate", "Generation", "Model", "Pairs", "Plan", "Result", "Run",
     "Schedule", "Site", "Tokens", "UnderhoodError", "View", "Where", "add", "affine", "attend",
     "call", "circuits", "clamp_feature", "compare", "decompose", "develop", "explain", "hooks",
     "load", "locate", "mean", "organism", "organisms", "patch", "project_out", "read", "route",
-    "run_with_cache", "run_with_hooks", "scale", "set_to", "steer", "swap_subspace", "vision",
-    "zero",
+    "run_with_cache", "run_with_hooks", "scale", "set_to", "steer", "swap_subspace", "view",
+    "vision", "zero",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -1,9 +1,13 @@
-"""One realistic view of every kind: the indirect-object story, with invented numbers."""
+"""Realistic views of every kind: the indirect-object story, with invented numbers.
+
+Those that put several things together are in `panel_samples`.
+"""
 
 from typing import Any
 
 import numpy as np
 import pytest
+from panel_samples import panels
 
 from underhood.view import (
     View,
@@ -283,7 +287,7 @@ def _looks(rng: np.random.Generator) -> dict[str, View]:
 def make_samples() -> dict[str, View]:
     """A view per kind and notable variant, by name."""
     rng = np.random.default_rng(0)
-    makers = (_says, _forms, _causes, _parts, _looks)
+    makers = (_says, _forms, _causes, _parts, _looks, panels)
     return {name: view for make in makers for name, view in make(rng).items()}
 
 

@@ -65,6 +65,13 @@ def test_pixels_equal_cell_colours(scale: Scale) -> None:
             assert picture[r, c, 3] == 255
 
 
+@pytest.mark.parametrize("top", [1.7e308, 1.0, 1e-300, 5e-324])
+def test_ends_and_middle_of_the_smallest_and_largest_numbers(top: float) -> None:
+    values = [-top, 0.0, top, 1.7e308]
+    limits = limits_of(values[:3], "diverging")
+    assert indices(values, limits).tolist() == [0, 127, 254, 254]
+
+
 def test_zoom_repeats_pixels() -> None:
     cells = np.array([[0, 254]], dtype=np.uint8)
     picture = Image.open(io.BytesIO(encode(cells, "diverging", zoom=3)))

@@ -1,5 +1,6 @@
 """Pages: escaped, closed to the outside, complete for those who cannot see colours."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from underhood.view import View, bars, grid, group, heads, lines, sentences, tab
 from underhood.view.draw_chart import nice_ticks
 from underhood.view.html import render
 from underhood.view.markup import Html, tag, visible
-from underhood.view.page import POLICY, Section, page
+from underhood.view.page import Section, page
 from underhood.view.rescale import rescaled, share_scale
+from underhood.view.upgrade import policy, script
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&"
 VOID = {"img", "meta", "br"}
@@ -76,8 +78,12 @@ def test_nothing_from_outside_becomes_markup() -> None:
         provenance={EVIL: [EVIL]},
         python=EVIL,
     )
-    found = Strict(text)
-    assert "script" not in found.tags
+    bare = text.replace(script(), "")
+    found = Strict(bare)
+    scripts = re.findall(r"<script[^>]*>([^<]*)</script>", bare)
+    assert len(scripts) == found.tags.count("script") == len(views) + 2
+    documents = [json.loads(each) for each in scripts if each]
+    assert [View.from_dict(d) for d in documents[:-1]] == views
     assert not [name for name, _ in found.attrs if name.startswith("on")]
     assert all((v or "").startswith("data:image/png") for k, v in found.attrs if k == "src")
     for view in views:
@@ -86,25 +92,29 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 
 def test_page_is_closed_to_the_outside(sample_page: str) -> None:
-    found = Strict(sample_page)
+    assert sample_page.count(script()) == 1
+    page_itself = sample_page.replace(script(), "")
+    found = Strict(page_itself)
     policies = [v for k, v in found.attrs if k == "content" and v and "default-src" in v]
-    assert policies == [POLICY]
+    assert policies == [policy()]
+    assert "'unsafe-inline'" not in policy().partition("style-src")[0]
     assert sample_page.index("Content-Security-Policy") < sample_page.index("<style")
-    assert not re.search(r"https?://", sample_page)
-    assert not re.search(r"url\(|@import|<link|<script|<iframe|srcset", sample_page)
-    assert set(re.findall(r'\bsrc="(.{5})', sample_page)) == {"data:"}
+    assert not re.search(r"https?://", page_itself)
+    assert not re.search(r"url\(|@import|<link|<script src|<iframe|srcset", page_itself)
+    assert set(re.findall(r'\bsrc="(.{5})', page_itself)) == {"data:"}
     assert all(v and v.startswith("#") for k, v in found.attrs if k == "href")
-    assert len(sample_page) < 250_000
+    assert len(page_itself) < 550_000  # 14,400 numbers of one grid, with all their digits
 
 
 def test_headings_are_in_order(sample_page: str) -> None:
-    levels = [int(n) for n in re.findall(r"<h([1-6])", sample_page)]
+    page_itself = sample_page.replace(script(), "")
+    levels = [int(n) for n in re.findall(r"<h([1-6])", page_itself)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
-    ids = re.findall(r'\bid="([^"]+)"', sample_page)
+    ids = re.findall(r'\bid="([^"]+)"', page_itself)
     assert len(ids) == len(set(ids))
-    for link in re.findall(r'href="#([^"]+)"', sample_page):
+    for link in re.findall(r'href="#([^"]+)"', page_itself):
         assert link in ids
 
 

@@ -13,6 +13,9 @@ def inspect(
     model: options.ModelArgument = None,
     sites: Annotated[bool, typer.Option("--sites", help="List every site, one per line.")] = False,
     modules: Annotated[bool, typer.Option("--modules", help="List every torch module.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Show the modules as a tree, with shapes and sites.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     device: options.Device = None,
@@ -20,6 +23,15 @@ def inspect(
 ) -> None:
     """Show a model's class and sizes, the sites it offers with their axes, and what it lacks."""
     loaded = options.load_model(model, device, dtype, quiet=quiet)
+    if tree:
+        from underhood.view import view_of
+
+        view = view_of(loaded)
+        if json:
+            render.document(view.to_dict())
+        else:
+            render.show_view(view)
+        return
     from underhood.cli import anatomy
 
     parts: dict[str, Any] = {}

@@ -25,6 +25,7 @@ from underhood.core.errors import (
 )
 from underhood.core.files import read_document, write_document
 from underhood.core.ops import OPS, Add, Attend, Call, Moment, Op, like
+from underhood.core.shown import Shown
 from underhood.core.site import Site
 from underhood.core.tokens import Frame, Where
 
@@ -142,7 +143,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Shown):
     """One change to one site.
 
     Args:
@@ -307,7 +308,7 @@ class Fired:
     moved: float = 0.0
 
 
-class Plan(Sequence[Edit]):
+class Plan(Shown, Sequence[Edit]):
     """An ordered, immutable list of edits; later edits see what earlier ones left.
 
     Example:

@@ -29,6 +29,7 @@ from underhood.core.errors import (
 from underhood.core.offers import Sites
 from underhood.core.provenance import describe, fingerprint
 from underhood.core.run import Generation, Run
+from underhood.core.shown import Shown
 from underhood.core.site import Site, parse_many
 from underhood.core.taps import Read, Session
 from underhood.core.taps.modules import first_tensor
@@ -45,7 +46,7 @@ Sited = str | Site | Sequence[str | Site]
 Inputs = str | Sequence[str] | Tensor | Tokens | Mapping[str, Any]
 
 
-class Model:
+class Model(Shown):
     """A model with addresses.
 
     Args:
@@ -412,7 +413,7 @@ class Model:
             output = self._forward(given)
         recorded, fired = session.recordings(), session.close_report()
         self._check_finite(output, recorded)
-        return Run(tokens, output, recorded, fired, describe(self))
+        return Run(tokens, output, recorded, fired, describe(self), self.text)
 
     def _forward(self, given: dict[str, Any]) -> Any:
         if "" in given:

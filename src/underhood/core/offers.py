@@ -229,6 +229,26 @@ class Sites:
             found.append(Site("logits"))
         return found
 
+    def home(self, site: Site) -> str:
+        """Path of the module at which an offered site is read."""
+        if site.path:
+            return site.path
+        if site.name == "logits":
+            return self.anatomy.head or ""
+        stack, name = self.anatomy.stacks[site.stack], site.name.removesuffix("_scale")
+        if not site.kind.layered:
+            return stack.points[name].path
+        block = stack.blocks[site.layer or 0]
+        attention = block.cross if name.startswith("cross_") else block.attention
+        if attention is not None and name.removeprefix("cross_") in _ATTENTION:
+            return attention.core
+        if block.experts is not None and name in _EXPERTS:
+            part = block.experts.router if name.startswith("router") else block.experts.experts
+            return part or block.path
+        if block.scan is not None and name.startswith("ssm_"):
+            return block.scan.path
+        return block.points[name].path
+
     def resolve(self, site: Site) -> list[Site]:
         """Concrete sites for a request: itself checked, or one per layer that offers it.
 

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from underhood.core.edit import Fired
 from underhood.core.errors import SiteNotFound, UsageError, nearest
+from underhood.core.shown import Shown
 from underhood.core.site import Site
 from underhood.core.taps import Read
+from underhood.core.tokenizer import Text
 from underhood.core.tokens import Tokens
 
 __all__ = ["Generation", "Run"]
 
 
 @dataclass(slots=True)
-class Run:
+class Run(Shown):
     """Tokens, logits and the recorded activations of one pass.
 
     Attributes:
@@ -27,6 +29,7 @@ class Run:
         recorded: Recordings by what was asked for.
         fired: For each edit, where it acted and how much it moved.
         provenance: What made this run.
+        text: What turns token ids into words, for showing the run.
 
     Index it by site: `run["resid_post", 5]`, `run["z.9.6"]`, `run["resid_post"]` (all layers, a
     leading `layer` axis). Axes: `run.axes("z.9")`.
@@ -37,6 +40,7 @@ class Run:
     recorded: dict[Read, Tensor] = field(default_factory=dict)
     fired: list[Fired] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    text: Text | None = None
 
     @property
     def logits(self) -> Float[Tensor, "batch *pos vocab"]:
@@ -175,7 +179,7 @@ class Run:
 
 
 @dataclass(slots=True)
-class Generation:
+class Generation(Shown):
     """Generated text.
 
     Attributes:

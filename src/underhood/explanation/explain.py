@@ -12,7 +12,8 @@ from underhood.core.provenance import describe
 from underhood.explanation import change as changing
 from underhood.explanation import sentences as says
 from underhood.explanation.question import Question, ask
-from underhood.view import Result, View, sentences, table
+from underhood.view import Result, View, group, sentences, table
+from underhood.view.doc import Group
 from underhood.view.files import write
 from underhood.view.page import Section, page
 
@@ -55,7 +56,7 @@ class Explanation:
         """The report: one self-contained page."""
         title = f"Why {says.quoted(self.question.answer)}?"
         return page(
-            title, self.sections, lead=self.sentences, provenance=self.provenance,
+            title, self.sections, lead=says.lead(self), provenance=self.provenance,
             python=self.provenance["call"],
         )  # fmt: skip
 
@@ -72,7 +73,15 @@ class Explanation:
             "logit_difference": {"prompt": question.clean, "contrast": question.contrast},
             "sentences": self.sentences,
             "sections": [
-                {"number": s.number, "title": s.title, "views": [v.to_dict() for v in s.views]}
+                {
+                    "id": s.id,
+                    "number": s.number,
+                    "title": s.title,
+                    "question": s.question,
+                    "answer": s.answer,
+                    "folded": s.folded,
+                    "views": [v.to_dict() for v in s.views],
+                }
                 for s in self.sections
             ],
             "provenance": self.provenance,
@@ -94,10 +103,19 @@ class Explanation:
         write(place, makers[place.suffix]().encode())
         return place
 
+    @property
+    def view(self) -> View:
+        """The report as one view: its sentences, and its parts folded as in the page."""
+        parts = [
+            group(s.views, title=s.title, about=s.answer or s.question, folded=s.folded)
+            for s in self.sections
+        ]
+        title = f"Why {says.quoted(self.question.answer)}?"
+        told = sentences(says.lead(self))
+        return group([told, *parts], title=title, provenance=self.provenance)
+
     def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{says.escaped(s)}</p>" for s in self.sentences)
-        views = "".join(v.html() for s in self.sections for v in s.views)
-        return f"<div>{lines}{views}</div>"
+        return self.view.html(level=2)
 
 
 def explain(
@@ -109,6 +127,7 @@ def explain(
     wrong: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    finished: Callable[[Explanation], None] | None = None,
 ) -> Explanation:
     """Say why a model continues a prompt as it does, and show the evidence.
 
@@ -122,6 +141,7 @@ def explain(
         wrong: What it is held against; default the model's answer to the contrast.
         seed: Of all random controls.
         progress: Called with a part's name, its number and how many there are.
+        finished: Called after each part with what has been found so far, sentences included.
 
     Raises:
         NotOffered: The model does not predict tokens from text.
@@ -151,8 +171,10 @@ def explain(
     for number, (name, part) in enumerate(_PARTS.items(), 1):
         tell(number)
         found.sections.append(_section(name, part, model, found, seed))
+        found.sentences = says.headline(found)
+        if finished is not None:
+            finished(found)
     tell(len(steps))
-    found.sentences = says.headline(found)
     return found
 
 
@@ -164,12 +186,15 @@ def _section(
     seed: int,
 ) -> Section:
     """One part; where model or prompt do not allow it (no attention, too short), it says why."""
-    number, title, question = _TITLES[name]
+    title, question = _TITLES[name]
     try:
         views = part(model, found, seed)
     except (NotOffered, UsageError) as error:
         views = [sentences([f"{error.what}. {error.why or ''}"], title="Not offered here")]
-    return Section(id=name, number=number, title=title, question=question, views=views)
+    return Section(
+        id=name, number=list(_PARTS).index(name) + 1, title=title, question=question,
+        answer=says.answer(found, name), views=views, folded=name not in _OPEN,
+    )  # fmt: skip
 
 
 def _next(model: Model, found: Explanation, seed: int) -> list[View]:
@@ -207,7 +232,16 @@ def _lens(model: Model, found: Explanation, seed: int) -> list[View]:
         model, question.prompt, answer=question.answer, wrong=question.wrong, seed=seed
     )
     found.results["lens"] = result
-    return [result.view]
+    # The curve of the last word is the answer to the question; the grid is where it comes from.
+    return sorted(_inner(result), key=lambda view: view.kind != "lines")
+
+
+def _inner(result: Result) -> list[View]:
+    """The views of a result that shows several, each told how it was made."""
+    if not isinstance(result.view, Group):
+        return [result.view]
+    made = {"python": result.view.python, "provenance": result.view.provenance}
+    return [view.model_copy(update=made) for view in result.view.views]
 
 
 def _writers(model: Model, found: Explanation, seed: int) -> list[View]:
@@ -237,7 +271,11 @@ def _circuit(model: Model, found: Explanation, seed: int) -> list[View]:
 
     result = circuit(model, found.question.pairs, target=KEEP, draws=RANDOM_CIRCUITS, seed=seed)
     found.results["circuit"] = result
-    return [result.view]
+    pictures = ("graph", "lines")
+    views = _inner(result)
+    proof = [view for view in views if view.kind not in pictures]
+    shown = [view for view in views if view.kind in pictures]
+    return [*shown, group(proof, folded=True, title="The proof in numbers")]
 
 
 def important_heads(found: Explanation) -> list[tuple[int, int]]:
@@ -271,8 +309,6 @@ def _kinds(model: Model, found: Explanation, seed: int) -> list[View]:
 
 
 def _folded(view: View) -> View:
-    from underhood.view import group
-
     return group([view], folded=True, title="All heads, scored on repeated random words")
 
 
@@ -299,27 +335,29 @@ def _odd(model: Model, found: Explanation, seed: int) -> list[View]:
 
 
 _PARTS: dict[str, Callable[[Model, Explanation, int], list[View]]] = {
-    "next": _next,
     "forms": _lens,
+    "circuit": _circuit,
+    "next": _next,
     "writers": _writers,
     "causes": _causes,
-    "circuit": _circuit,
     "heads": _kinds,
     "change": _change,
     "odd": _odd,
 }
+"""In reading order: the picture, the proof, and then everything that led there."""
+
+_OPEN = ("forms", "circuit")
 
 _TITLES = {
-    "next": (1, "What it says next", "What does the model say, and what is the question?"),
-    "forms": (2, "Where the answer forms", "From which layer on is the answer readable?"),
-    "writers": (3, "Who writes it", "Which parts write the answer into the last token, directly?"),
-    "causes": (4, "Who causes it", "Which activations, moved over, bring the answer with them?"),
-    "circuit": (
-        5,
-        "The circuit and its proof",
-        "Which connections suffice, beyond chance?",
+    "forms": ("Where the answer forms", "From which layer on is the answer readable?"),
+    "circuit": ("The circuit and its proof", "Which connections suffice, beyond chance?"),
+    "next": ("What it says next", "What does the model say, and what is the question?"),
+    "writers": ("Who writes it", "Which parts write the answer into the last token, directly?"),
+    "causes": ("Who causes it", "Which activations, moved over, bring the answer with them?"),
+    "heads": (
+        "What the important heads do",
+        "Where do they look, and of what kind are they?",
     ),
-    "heads": (6, "What the important heads do", "Where do they look, and of what kind are they?"),
-    "change": (7, "The change", "What does the model say when these heads are changed?"),
-    "odd": (8, "What is odd", "Is there anything unusual inside, whatever the question?"),
+    "change": ("The change", "What does the model say when these heads are changed?"),
+    "odd": ("What is odd", "Is there anything unusual inside, whatever the question?"),
 }

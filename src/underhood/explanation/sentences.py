@@ -1,6 +1,5 @@
 """From numbers to plain sentences. Every sentence holds the numbers that it is made of."""
 
-import html
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from underhood.view import heads as heads_view
 if TYPE_CHECKING:
     from underhood.explanation.explain import Explanation
 
-__all__ = ["escaped", "head_table", "headline", "patterns_of", "quoted"]
+__all__ = ["answer", "head_table", "headline", "lead", "patterns_of", "quoted"]
 
 LOOKS = {
     "previous": "it looks at the word before",
@@ -26,11 +25,6 @@ SETTLED = 0.5  # probability from which the answer counts as readable
 def quoted(text: str) -> str:
     """A token in quotation marks, without the space that many tokens begin with."""
     return f"“{text.strip() or text}”"
-
-
-def escaped(text: str) -> str:
-    """Text made safe for HTML."""
-    return html.escape(text)
 
 
 def percent(value: float) -> str:
@@ -72,8 +66,19 @@ def listed(items: list[str]) -> str:
 
 def headline(found: "Explanation") -> list[str]:
     """The answer in plain sentences, in the order of the report."""
-    makers = (_says, _asks, _forms, _writers, _causes, _circuit, _heads, _changes, _odd)
-    return [line for make in makers if (line := make(found))]
+    told = [*lead(found), *(answer(found, name) for name in _ANSWERS)]
+    return [line for line in told if line]
+
+
+def lead(found: "Explanation") -> list[str]:
+    """What the report opens with: what the model says, and the question."""
+    return [_says(found), _asks(found)]
+
+
+def answer(found: "Explanation", part: str) -> str:
+    """The answer of one part of the report; empty where it has none."""
+    make = _ANSWERS.get(part)
+    return make(found) if make is not None else ""
 
 
 def _says(found: "Explanation") -> str:
@@ -263,6 +268,17 @@ def _odd(found: "Explanation") -> str:
         resting = int((values > 0.9).sum())
         told.append(f"{resting} of {values.size} heads rest on the first token (over 90 %)")
     return f"Odd or not: {'; '.join(told)}." if told else ""
+
+
+_ANSWERS = {
+    "forms": _forms,
+    "circuit": _circuit,
+    "writers": _writers,
+    "causes": _causes,
+    "heads": _heads,
+    "change": _changes,
+    "odd": _odd,
+}
 
 
 def head_table(found: "Explanation", heads: list[tuple[int, int]]) -> View | None:

@@ -22,31 +22,33 @@ if TYPE_CHECKING:
         texts,
         tokens,
     )
+    from underhood.view.build_panels import (
+        bench,
+        diff,
+        feature,
+        graph,
+        picture,
+        timeline,
+        tree,
+    )
     from underhood.view.doc import View
+    from underhood.view.of import view_of
     from underhood.view.result import Result
 
+_PLAIN = ("bars", "grid", "group", "heads", "lines", "sentences", "table", "texts", "tokens")
+_PANELS = ("bench", "diff", "feature", "graph", "picture", "timeline", "tree")
 _HOME = {
-    **dict.fromkeys(
-        ("bars", "grid", "group", "heads", "lines", "sentences", "table", "texts", "tokens"),
-        "build",
-    ),
+    **dict.fromkeys(_PLAIN, "build"),
+    **dict.fromkeys(_PANELS, "build_panels"),
     "View": "doc",
+    "view_of": "of",
     "Result": "result",
 }
 
 __all__ = [
-    "Result",
-    "View",
-    "bars",
-    "grid",
-    "group",
-    "heads",
-    "lines",
-    "sentences",
-    "table",
-    "texts",
-    "tokens",
-]
+    "Result", "View", "bars", "bench", "diff", "feature", "graph", "grid", "group", "heads",
+    "lines", "picture", "sentences", "table", "texts", "timeline", "tokens", "tree", "view_of",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,16 @@ Example:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, SupportsFloat, TypedDict, TypeVar, Unpack, runtime_checkable
+from typing import (
+    Any,
+    Protocol,
+    SupportsFloat,
+    SupportsInt,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    runtime_checkable,
+)
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,6 +30,7 @@ from underhood.core.errors import UsageError
 from underhood.view.clean import clean
 from underhood.view.colour import Scale
 from underhood.view.doc import (
+    Axis,
     Bars,
     Grid,
     Group,
@@ -48,6 +58,9 @@ class HasArray(Protocol):
 Numbers = HasArray | Sequence[Any]
 """An array or (nested) sequence of numbers; None and NaN mean "no value"."""
 
+Places = Mapping[Axis, Iterable[SupportsInt | None]]
+"""Numbers of rows or columns on the shared axes."""
+
 
 class Common(TypedDict, total=False):
     """What every builder takes.
@@ -70,7 +83,8 @@ class Common(TypedDict, total=False):
 _V = TypeVar("_V", bound=View)
 
 
-def _make(kind: type[_V], common: Common, **fields: Any) -> _V:
+def make(kind: type[_V], common: Common, **fields: Any) -> _V:
+    """The view, or a `UsageError` with the first reason why these fields make none."""
     try:
         return kind(**fields, **common)
     except ValidationError as problem:
@@ -89,13 +103,14 @@ def _matrix(values: Numbers) -> list[Any]:
     return nested
 
 
-def _ends(span: tuple[SupportsFloat, SupportsFloat] | None) -> tuple[float, float] | None:
+def ends(span: tuple[SupportsFloat, SupportsFloat] | None) -> tuple[float, float] | None:
+    """The ends of an axis as plain floats."""
     return None if span is None else (float(span[0]), float(span[1]))
 
 
 def sentences(items: Iterable[str], **common: Unpack[Common]) -> Sentences:
     """Plain statements, each with its number in it."""
-    return _make(Sentences, common, items=list(items))
+    return make(Sentences, common, items=list(items))
 
 
 def tokens(
@@ -117,7 +132,7 @@ def tokens(
         limit: value at the end of the scale; None takes the robust limit.
         **common: see `Common`.
     """
-    return _make(
+    return make(
         Tokens,
         common,
         tokens=list(tokens),
@@ -135,6 +150,8 @@ def grid(
     cols: Iterable[Any],
     row_name: str = "",
     col_name: str = "",
+    row_at: Places | None = None,
+    col_at: Places | None = None,
     text: Sequence[Sequence[str]] | None = None,
     scale: Scale = "diverging",
     limit: SupportsFloat | None = None,
@@ -150,6 +167,10 @@ def grid(
         cols: one label per column (tokens are shown with their white space).
         row_name: what a row is, as `layer`.
         col_name: what a column is, as `pos`.
+        row_at: number of each row on the axes that panels select together, as
+            `{"layer": [-1, 0, 1]}`. Needed only where name and labels do not tell: `layer` and
+            `3`, `head` and `3.5` do, and tokens count from 0.
+        col_at: the same for columns, as `{"pos": [4, 7]}`.
         text: written in the cells, `[rows, cols]`, with the value below it.
         scale: the colour map.
         limit: magnitude at the end of the scale; None takes the robust limit and says so when
@@ -161,7 +182,7 @@ def grid(
     Raises:
         UsageError: the labels, texts or marks do not fit the matrix.
     """
-    return _make(
+    return make(
         Grid,
         common,
         values=_matrix(values),
@@ -169,12 +190,19 @@ def grid(
         cols=list(cols),
         row_name=row_name,
         col_name=col_name,
+        row_at=_places(row_at),
+        col_at=_places(col_at),
         cell_text=None if text is None else [[str(cell) for cell in line] for line in text],
         scale=scale,
         limit=None if limit is None else float(limit),
         unit=unit,
         marks=[(int(r), int(c)) for r, c in marks],
     )
+
+
+def _places(at: Places | None) -> dict[Axis, list[int | None]]:
+    """Numbers on the shared axes as the document holds them."""
+    return {k: [None if n is None else int(n) for n in v] for k, v in (at or {}).items()}
 
 
 def bars(
@@ -207,7 +235,7 @@ def bars(
     pairs = None
     if baseline is not None:
         pairs = [tuple(b) if isinstance(b, list) else (b, b) for b in clean(baseline)]
-    return _make(
+    return make(
         Bars,
         common,
         labels=list(labels),
@@ -218,7 +246,7 @@ def bars(
         total_label=total_label if total is not None else "",
         baseline=pairs,
         baseline_name=baseline_name,
-        span=_ends(span),
+        span=ends(span),
     )
 
 
@@ -246,7 +274,7 @@ def heads(
         ]
     else:
         listed = list(patterns)
-    return _make(Heads, common, tokens=list(tokens), heads=listed)
+    return make(Heads, common, tokens=list(tokens), heads=listed)
 
 
 def _causal(pattern: Numbers) -> list[list[float | None]]:
@@ -279,23 +307,31 @@ def lines(
         span: the ends of the y axis; None fits the data.
         **common: see `Common`.
     """
-    if isinstance(series, Mapping):
-        listed = []
-        for name, values in series.items():
-            low, high = (bands or {}).get(name, (None, None))
-            listed.append(
-                Series(
-                    name=str(name),
-                    values=clean(values),
-                    low=None if low is None else clean(low),
-                    high=None if high is None else clean(high),
-                )
+    return make(
+        Lines, common, x=list(x), series=listed_series(series, bands), x_name=x_name,
+        y_name=y_name, span=ends(span),
+    )  # fmt: skip
+
+
+def listed_series(
+    series: Mapping[str, Numbers] | Sequence[Series],
+    bands: Mapping[str, tuple[Numbers, Numbers]] | None,
+) -> list[Series]:
+    """Series by name, with their bands, as the document holds them."""
+    if not isinstance(series, Mapping):
+        return list(series)
+    found = []
+    for name, values in series.items():
+        low, high = (bands or {}).get(name, (None, None))
+        found.append(
+            Series(
+                name=str(name),
+                values=clean(values),
+                low=None if low is None else clean(low),
+                high=None if high is None else clean(high),
             )
-    else:
-        listed = list(series)
-    return _make(
-        Lines, common, x=list(x), series=listed, x_name=x_name, y_name=y_name, span=_ends(span)
-    )
+        )
+    return found
 
 
 def table(columns: Iterable[Any], rows: Iterable[Sequence[Any]], **common: Unpack[Common]) -> Table:
@@ -307,7 +343,7 @@ def table(columns: Iterable[Any], rows: Iterable[Sequence[Any]], **common: Unpac
         **common: see `Common`.
     """
     named = [{"name": c} if isinstance(c, str) else c for c in columns]
-    return _make(Table, common, columns=named, rows=[clean(list(row)) for row in rows])
+    return make(Table, common, columns=named, rows=[clean(list(row)) for row in rows])
 
 
 def texts(columns: Iterable[Text | Mapping[str, Any]], **common: Unpack[Common]) -> Texts:
@@ -318,7 +354,7 @@ def texts(columns: Iterable[Text | Mapping[str, Any]], **common: Unpack[Common])
             (the probability of each token).
         **common: see `Common`.
     """
-    return _make(Texts, common, columns=[c if isinstance(c, Text) else dict(c) for c in columns])
+    return make(Texts, common, columns=[c if isinstance(c, Text) else dict(c) for c in columns])
 
 
 def group(views: Iterable[View], *, folded: bool = False, **common: Unpack[Common]) -> Group:
@@ -329,4 +365,4 @@ def group(views: Iterable[View], *, folded: bool = False, **common: Unpack[Commo
         folded: closed until the reader opens it; for detail.
         **common: see `Common`.
     """
-    return _make(Group, common, views=list(views), folded=folded)
+    return make(Group, common, views=list(views), folded=folded)

@@ -26,7 +26,7 @@ MISSING = 255
 """Palette index of a missing value; transparent in the PNG, so that the hatching shows."""
 
 _LEVELS = 255
-_ROBUST = 99.5  # percentile of |value| that becomes the limit when none is given
+ROBUST = 99.5  # percentile of |value| that becomes the limit when none is given
 
 # ColorBrewer RdBu and Oranges, and viridis: ordered in lightness and safe for the colour blind.
 _ANCHORS: dict[str, str] = {
@@ -83,7 +83,7 @@ def limits_of(values: Any, scale: Scale, limit: float | int | None = None) -> Li
         low, high = 0.0, 1.0
     else:
         if limit is None and data.size:
-            limit = float(np.percentile(np.abs(data), _ROBUST, method="higher"))
+            limit = float(np.percentile(np.abs(data), ROBUST, method="higher"))
             # Nearly all cells zero: the percentile says nothing, the largest value does.
             limit = limit or abs(extreme)
         high = float(limit or 1.0)
@@ -99,8 +99,12 @@ def indices(values: Any, limits: Limits) -> np.ndarray:
     """Palette indices of the values: uint8, same shape; missing values become `MISSING`."""
     data = np.asarray(values, dtype=float)
     missing = ~np.isfinite(data)
-    share = (np.where(missing, limits.low, data) - limits.low) / (limits.high - limits.low)
-    levels = np.clip(np.rint(share * (_LEVELS - 1)), 0, _LEVELS - 1)
+    # The distance between the largest numbers there are would overflow; that of halves does not.
+    half = 0.5 if limits.high > 1e300 else 1.0
+    low, high = half * limits.low, half * limits.high
+    with np.errstate(over="ignore"):  # far beyond the limits
+        share = (half * np.where(missing, limits.low, data) - low) / (high - low)
+        levels = np.clip(np.rint(share * (_LEVELS - 1)), 0, _LEVELS - 1)
     return np.where(missing, MISSING, levels).astype(np.uint8)
 
 
@@ -115,11 +119,11 @@ def cell_colour(value: float | int, limits: Limits) -> str:
 
 
 def ink(background: str) -> str:
-    """Near-black or white, whichever reads better on `#rrggbb` (WCAG relative luminance)."""
+    """Black or white, whichever reads better on `#rrggbb` (WCAG contrast, at least 4.5 to 1)."""
     channels = [int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#ffffff" if luminance < 0.2 else "#16181b"
+    return "#ffffff" if luminance < 0.179 else "#000000"
 
 
 def gradient(scale: Scale, stops: int = 9) -> str:

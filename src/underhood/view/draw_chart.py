@@ -7,7 +7,7 @@ label is HTML, so text has the same size on a telephone and on a wall.
 import math
 from collections.abc import Iterable, Sequence
 
-from underhood.view.doc import Bars, Lines, Series
+from underhood.view.doc import Bars, Lines, Series, Timeline
 from underhood.view.legend import none_swatch, swatch_row
 from underhood.view.markup import Html, join, tag, token_html, visible
 from underhood.view.number import decimals_for, show
@@ -98,6 +98,25 @@ def _share(value: float, low: float, high: float) -> float:
 
 def lines(view: Lines) -> Html:
     """Curves with bands and ticks; a legend tells lines apart by dash as well as by colour."""
+    n = len(view.x)
+    xs = [_x(i, n) for i in range(n)]
+    return join([plot(view, xs, label_ticks(view.x, xs)), series_legend(view.series)])
+
+
+def plot(
+    view: Lines | Timeline,
+    xs: Sequence[float],
+    ticks_below: Sequence[Html],
+    marks: Sequence[tuple[float, str]] = (),
+) -> Html:
+    """The curves of a view over places of its points.
+
+    Args:
+        view: what to draw.
+        xs: where each point stands, in percent of the width.
+        ticks_below: labels of the x axis.
+        marks: vertical lines, each with its place and label.
+    """
     ticks = nice_ticks(*(view.span or line_span(view)))
     low, high = ticks[0], ticks[-1]
     if view.span is None:
@@ -109,46 +128,49 @@ def lines(view: Lines) -> Html:
         tag("path", d=f"M0 {_y(t, low, high):.2f}H100", cls="uh-zeroline" if t == 0 else "uh-rule")
         for t in ticks
     ]
+    shapes += [tag("path", d=f"M{at:.2f} 0V100", cls="uh-markline") for at, _ in marks]
     for i, line in enumerate(view.series):
-        shapes += _curve(line, i, low, high)
+        shapes += _curve(line, i, low, high, xs)
     svg = tag("svg", *shapes, viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true")
     ylabels = [
         tag("span", n, style=f"top:{_y(t, low, high):.2f}%")
         for t, n in zip(ticks, numbers, strict=True)
     ]
-    plot = tag(
+    told = [tag("span", label, cls="uh-onset", style=_beside(at)) for at, label in marks]
+    return tag(
         "div",
         tag("p", view.y_name, cls="uh-yname"),
         tag("div", *ylabels, cls="uh-yticks"),
-        tag("div", svg, cls="uh-area", role="img", aria_label=_told(view)),
-        tag("div", *_x_ticks(view.x), cls="uh-xticks", aria_hidden="true"),
+        tag("div", svg, *told, cls="uh-area", role="img", aria_label=_told(view)),
+        tag("div", *ticks_below, cls="uh-xticks", aria_hidden="true"),
         tag("p", view.x_name, cls="uh-xname"),
         cls="uh-plot",
         style=f"--side:{max(map(len, numbers)) + 1}ch",
     )
-    return join([plot, _series_legend(view)])
 
 
-def _told(view: Lines) -> str:
+def _beside(at: float) -> str:
+    """A label right of its line, or left of it where there is no room."""
+    return f"left:{at:.2f}%" if at < 70 else f"right:{100 - at:.2f}%"
+
+
+def _told(view: Lines | Timeline) -> str:
     names = ", ".join(line.name for line in view.series)
     return f"{view.title or 'curves'}: {view.y_name} over {view.x_name} for {names}"
 
 
-def _curve(line: Series, index: int, low: float, high: float) -> list[Html]:
+def _curve(line: Series, index: int, low: float, high: float, xs: Sequence[float]) -> list[Html]:
     """Band, line and points of one series; missing values break the line."""
     ink = f"uh-ink{index % _INKS}"
-    n = len(line.values)
     shapes = []
     if line.low is not None and line.high is not None:
         both = [None if b is None else a for a, b in zip(line.low, line.high, strict=True)]
         for run in _runs(both):
-            upper = [f"{_x(i, n):.2f} {_y(line.high[i] or 0.0, low, high):.2f}" for i in run]
-            lower = [
-                f"{_x(i, n):.2f} {_y(line.low[i] or 0.0, low, high):.2f}" for i in reversed(run)
-            ]
+            upper = [f"{xs[i]:.2f} {_y(line.high[i] or 0.0, low, high):.2f}" for i in run]
+            lower = [f"{xs[i]:.2f} {_y(line.low[i] or 0.0, low, high):.2f}" for i in reversed(run)]
             shapes.append(tag("path", d=f"M{'L'.join(upper + lower)}Z", cls=f"uh-shade {ink}"))
     for run in _runs(line.values):
-        points = [f"{_x(i, n):.2f} {_y(line.values[i] or 0.0, low, high):.2f}" for i in run]
+        points = [f"{xs[i]:.2f} {_y(line.values[i] or 0.0, low, high):.2f}" for i in run]
         shapes.append(
             tag(
                 "path",
@@ -157,7 +179,7 @@ def _curve(line: Series, index: int, low: float, high: float) -> list[Html]:
                 stroke_dasharray=_DASHES[index % len(_DASHES)] or None,
             )
         )
-        if n <= 60:
+        if len(xs) <= 60:
             # A stroke of length zero with round ends is a dot that stretching cannot deform.
             dots = "".join(f"M{p}h0" for p in points)
             shapes.append(tag("path", d=dots, cls=f"uh-dot {ink}"))
@@ -185,7 +207,8 @@ def _y(value: float, low: float, high: float) -> float:
     return 100 - _share(value, low, high)
 
 
-def _x_ticks(labels: Sequence[str]) -> list[Html]:
+def label_ticks(labels: Sequence[str], xs: Sequence[float]) -> list[Html]:
+    """Labels below their points, thinned so that they do not touch."""
     n = len(labels)
     longest = max((len(visible(label)) for label in labels), default=1)
     most = min(max(80 // (longest + 2), 2), 25)
@@ -195,16 +218,17 @@ def _x_ticks(labels: Sequence[str]) -> list[Html]:
         tag(
             "span",
             token_html(labels[i]),
-            style=f"left:{_x(i, n):.2f}%",
+            style=f"left:{xs[i]:.2f}%",
             cls="uh-odd" if crowded and k % 2 else None,
         )
         for k, i in enumerate(range(0, n, step))
     ]
 
 
-def _series_legend(view: Lines) -> Html:
+def series_legend(series: Sequence[Series]) -> Html:
+    """Dash, colour and last value of each line."""
     parts = []
-    for i, line in enumerate(view.series):
+    for i, line in enumerate(series):
         dash = _DASHES[i % len(_DASHES)] or None
         stroke = tag("path", d="M1 6H27", cls=f"uh-line uh-ink{i % _INKS}", stroke_dasharray=dash)
         sample = tag("svg", stroke, viewBox="0 0 28 12", cls="uh-sample", aria_hidden="true")

@@ -20,6 +20,7 @@ _TABLE_CELLS = 600
 _TABLE_COLS = 40
 _ROOMY_COLS = 20  # beyond this many, cells are drawn narrower
 _LABELS = 26  # at most so many labels along one side of a picture
+_DRAWN_HEADS = 64  # pictures; thousands of them make a page that opens slowly and is not read
 _HEAD_LABELS = 24  # longer patterns are drawn without a label per token
 
 
@@ -171,8 +172,10 @@ def _pct(part: float | int, whole: int) -> str:
 def heads(view: Heads) -> Html:
     """One picture per head with its three strongest links in words, and one legend for all."""
     limits = limits_of([], "probability")
-    figures = [_head(head, view.tokens, limits) for head in view.heads]
-    notes = [
+    shown = view.heads[:_DRAWN_HEADS]
+    figures = [_head(head, view.tokens, limits) for head in shown]
+    more = f"{len(shown)} of {len(view.heads):,} heads; the saved file has them all"
+    notes = [tag("span", more)] * (len(shown) < len(view.heads)) + [
         tag("span", "down: the token that looks (query); across: the one looked at (key)"),
         tag("span", "strongest links leave out the first token, where attention rests"),
     ]
@@ -215,6 +218,6 @@ def strongest(data: np.ndarray, most: int = 3) -> list[tuple[int, int, str]]:
     """The largest weights (query, key, text), first key left out: it is where attention rests."""
     rest = np.nan_to_num(data, nan=0.0)
     rest[:, :1] = 0
-    order = np.argsort(rest, axis=None)[::-1][:most]
+    order = np.argsort(-rest, axis=None, kind="stable")[:most]
     found = [divmod(int(i), data.shape[1]) for i in order]
     return [(q, k, show(rest[q, k], 2, signed=False)) for q, k in found if rest[q, k] > 0]

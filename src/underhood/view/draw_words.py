@@ -1,7 +1,9 @@
 """The kinds made of words: sentences, token strips, texts side by side, tables."""
 
-from underhood.view.colour import cell_colour, ink, limits_of
-from underhood.view.doc import Cell, Column, Sentences, Table, Text, Texts, Tokens
+from collections.abc import Sequence
+
+from underhood.view.colour import Limits, cell_colour, ink, limits_of
+from underhood.view.doc import Cell, Column, Number, Sentences, Table, Text, Texts, Tokens
 from underhood.view.legend import legend
 from underhood.view.markup import Html, join, prose_html, tag, token_html, visible
 from underhood.view.number import MINUS, NONE, decimals_for, show
@@ -22,25 +24,32 @@ def tokens(view: Tokens) -> Html:
             for i, token in enumerate(view.tokens)
         ]
         return tag("div", *chips, cls="uh-strip")
-    signed = view.scale == "diverging"
     limits = limits_of(view.values, view.scale, view.limit)
+    missing = any(value is None for value in view.values)
+    strip = chips_of(view.tokens, view.values, limits, view.unit)
+    return join([strip, legend(limits, view.unit, missing=missing)])
+
+
+def chips_of(
+    tokens: Sequence[str], values: Sequence[Number], limits: Limits, unit: str = ""
+) -> Html:
+    """Tokens coloured by value, without a legend."""
+    signed = limits.scale == "diverging"
     decimals = decimals_for([limits.high])
-    numbered = len(view.tokens) <= _NUMBERED_TOKENS
+    numbered = len(tokens) <= _NUMBERED_TOKENS
     chips = []
-    for i, (token, value) in enumerate(zip(view.tokens, view.values, strict=True)):
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         text = show(value, decimals, signed=signed)
         style = None
         if value is not None:
             back = cell_colour(value, limits)
             style = f"background:{back};color:{ink(back)}"
-        what = f"position {i}, {visible(token)}: {text} {view.unit}".rstrip()
+        what = f"position {i}, {visible(token)}: {text} {unit}".rstrip()
         below = tag("small", text) if numbered else Html("")
         chip = "uh-chip" if value is not None else "uh-chip uh-none"
         name = tag("span", token_html(token))
         chips.append(tag("span", name, below, cls=chip, style=style, title=what))
-    strip = tag("div", *chips, cls="uh-strip", aria_hidden="true")
-    missing = any(value is None for value in view.values)
-    return join([strip, legend(limits, view.unit, missing=missing)])
+    return tag("div", *chips, cls="uh-strip", aria_hidden="true")
 
 
 def texts(view: Texts) -> Html:
@@ -91,11 +100,12 @@ def table(view: Table) -> Html:
     for column, right in zip(view.columns, numeric, strict=True):
         unit = tag("span", f" {column.unit}", cls="uh-unit") if column.unit else Html("")
         head.append(tag("th", column.name, unit, scope="col", cls="uh-num" if right else None))
+    digits = [column_decimals(view, c) for c in range(len(view.columns))]
     body = []
     for row in view.rows:
         cells = []
         for i, (cell, column) in enumerate(zip(row, view.columns, strict=True)):
-            text = cell_text(cell, column, column_decimals(view, i))
+            text = cell_text(cell, column, digits[i])
             kind = "uh-num" if numeric[i] else None
             cells.append(tag("th" if i == 0 and not numeric[0] else "td", text, cls=kind))
         body.append(tag("tr", *cells))

@@ -6,19 +6,28 @@ table behind a picture and the tests all speak of the same cells.
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from underhood.view.doc import (
     Bars,
+    Bench,
+    Branch,
+    Diff,
+    Feature,
+    Graph,
     Grid,
     Group,
     Heads,
     Lines,
+    Picture,
     Sentences,
+    Series,
     Table,
     Texts,
+    Timeline,
     Tokens,
+    Tree,
     View,
 )
 
@@ -65,7 +74,7 @@ def flatten(view: View) -> Iterator[Flat]:
                 rows = [[t, *line] for t, line in zip(view.tokens, head.pattern, strict=True)]
                 yield Flat(f"{view.title}: {head.label}", ["query / key", *view.tokens], rows)
         case Lines():
-            yield _lines(view)
+            yield _curves(view.title, {view.x_name or "x": view.x}, view.series)
         case Table():
             header = [c.name + (f" ({c.unit})" if c.unit else "") for c in view.columns]
             yield Flat(view.title, header, [list(row) for row in view.rows])
@@ -74,6 +83,31 @@ def flatten(view: View) -> Iterator[Flat]:
                 values = column.values or [None] * len(column.tokens)
                 body = [[t, v] for t, v in zip(column.tokens, values, strict=True)]
                 yield Flat(f"{view.title}: {column.label}", ["token", "probability"], body)
+        case Timeline():
+            x: dict[str, Sequence[Cell]] = {view.x_name or "step": view.steps}
+            x |= {"token": view.tokens} if view.tokens else {}
+            yield _curves(view.title, x, view.series)
+            if view.marks:
+                yield Flat(f"{view.title}: marks", ["mark", "step"],
+                           [[m.label, m.step] for m in view.marks])  # fmt: skip
+        case Graph():
+            yield from _graph(view)
+        case Tree():
+            header = ["module", "class", "alike", "parameters", "shapes", "sites"]
+            yield Flat(view.title, header, list(_modules(view.root)))
+        case Picture():
+            yield Flat(view.title, ["width", "height", "alt"], [[*view.size, view.alt]])
+            if view.grid is not None:
+                yield from flatten(view.grid)
+        case Feature():
+            yield from _feature(view)
+        case Bench():
+            yield from _bench(view)
+        case Diff():
+            for name, side in (("A", view.a), ("B", view.b), ("A - B", view.delta)):
+                for part in flatten(side.model_copy(update={"control": None})):
+                    part.title = ": ".join(t for t in (view.title, name, part.title) if t)
+                    yield part
         case Group():
             for inner in view.views:
                 yield from flatten(inner)
@@ -94,15 +128,83 @@ def _bars(view: Bars) -> Flat:
     return Flat(view.title, header, rows)
 
 
-def _lines(view: Lines) -> Flat:
-    header, columns = [view.x_name or "x"], [list[Cell](view.x)]
-    for line in view.series:
+def _curves(title: str, x: Mapping[str, Sequence[Cell]], series: Sequence[Series]) -> Flat:
+    header, columns = list(x), [list(values) for values in x.values()]
+    for line in series:
         header.append(line.name)
         columns.append(list[Cell](line.values))
         if line.low is not None and line.high is not None:
             header += [f"{line.name} low", f"{line.name} high"]
             columns += [list[Cell](line.low), list[Cell](line.high)]
-    return Flat(view.title, header, [list(row) for row in zip(*columns, strict=True)])
+    return Flat(title, header, [list(row) for row in zip(*columns, strict=True)])
+
+
+def _facts(title: str, facts: Mapping[str, Cell]) -> Iterator[Flat]:
+    if facts:
+        yield Flat(f"{title}: numbers", ["name", "value"], [[k, v] for k, v in facts.items()])
+
+
+def _graph(view: Graph) -> Iterator[Flat]:
+    """Edges first: they are what a reader of the file wants."""
+    edges, ids = view.edges, [node.id for node in view.nodes]
+    header = ["source", "target", f"weight {view.unit}".rstrip(), "inside", "name"]
+    inside = edges.inside or [True] * len(edges.source)
+    names = edges.label or [""] * len(edges.source)
+    columns = (edges.source, edges.target, edges.weight, inside, names)
+    rows: list[list[Cell]] = [
+        [ids[a], ids[b], w, i, n] for a, b, w, i, n in zip(*columns, strict=True)
+    ]
+    yield Flat(f"{view.title}: edges", header, rows)
+    header = ["node", "label", view.y_name or "y", view.x_name or "x", "role", "value"]
+    yield Flat(
+        f"{view.title}: nodes",
+        header,
+        [[n.id, n.label or n.id, n.y, n.x, n.role, n.value] for n in view.nodes],
+    )
+    yield from _facts(view.title, view.facts)
+
+
+def _modules(root: Branch) -> Iterator[list[Cell]]:
+    """All modules, parents before children; not by recursion, as trees can be deep."""
+    waiting = [root]
+    while waiting:
+        found = waiting.pop()
+        shapes = "; ".join(f"{n} {'x'.join(map(str, s))}".rstrip() for n, s in found.shapes.items())
+        name = found.path or found.name
+        yield [name, found.type, found.many, found.parameters, shapes, " ".join(found.sites)]
+        waiting += reversed(found.children)
+
+
+def _feature(view: Feature) -> Iterator[Flat]:
+    header = ["example", "note", "pos", "token", view.unit or "activation"]
+    rows: list[list[Cell]] = [
+        [number, example.note, pos, token, value]
+        for number, example in enumerate(view.examples)
+        for pos, (token, value) in enumerate(zip(example.tokens, example.values, strict=True))
+    ]
+    yield Flat(f"{view.title}: examples", header, rows)
+    for name in ("promoted", "suppressed", "neighbours"):
+        pairs = getattr(view, name)
+        if pairs:
+            yield Flat(f"{view.title}: {name}", [name, "value"], [list(pair) for pair in pairs])
+    for found in view.histograms:
+        rows = [list(row) for row in zip(found.edges, found.edges[1:], found.counts, strict=False)]
+        yield Flat(f"{view.title}: {found.name}", ["from", "to", "count"], rows)
+    yield from _facts(view.title, view.facts)
+
+
+def _bench(view: Bench) -> Iterator[Flat]:
+    names = list(view.arms[0].effects) if view.arms else []
+    header = ["arm", f"strength {view.unit}".rstrip(), "text", *names, "note"]
+    rows: list[list[Cell]] = [
+        [arm.label, arm.strength, "".join(arm.tokens), *arm.effects.values(), arm.note]
+        for arm in view.arms
+    ]
+    yield Flat(f"{view.title}: arms after {view.prompt!r}", header, rows)
+    for arm in view.arms:
+        values = arm.values or [None] * len(arm.tokens)
+        body: list[list[Cell]] = [[t, v] for t, v in zip(arm.tokens, values, strict=True)]
+        yield Flat(f"{view.title}: {arm.label}", ["token", "probability"], body)
 
 
 def to_csv(view: View) -> str:

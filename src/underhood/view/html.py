@@ -5,33 +5,19 @@ the numbers come from) and hands the picture itself to `draw_*`, one function pe
 goes through `markup.tag`, which escapes.
 """
 
-from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from underhood.view import draw_chart, draw_grid, draw_words
+from underhood.view import draw_grid, upgrade
 from underhood.view.doc import Grid, Group, View
-from underhood.view.flat import flatten
+from underhood.view.draw import DRAW, READABLE
+from underhood.view.flat import Cell, flatten
 from underhood.view.markup import Html, esc, join, tag, token_html
 from underhood.view.number import plain
 from underhood.view.rescale import rescaled, share_scale
 
 _HIDDEN_CELLS = 2000  # a screen reader gains nothing from a longer table, and the page grows
-
-_DRAW: dict[str, Callable[[Any], Html]] = {
-    "sentences": draw_words.sentences,
-    "tokens": draw_words.tokens,
-    "texts": draw_words.texts,
-    "table": draw_words.table,
-    "grid": draw_grid.grid,
-    "heads": draw_grid.heads,
-    "bars": draw_chart.bars,
-    "lines": draw_chart.lines,
-}
-
-# Kinds whose picture is itself made of text or of a real table.
-_READABLE = {"sentences", "texts", "table", "bars", "group"}
 
 
 @cache
@@ -41,31 +27,40 @@ def style() -> str:
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def fragment(view: View, *, level: int = 3) -> str:
+def fragment(view: View, *, level: int = 3, live: bool = False) -> str:
     """A view alone, with its style sheet: for a notebook cell or a page of one's own.
 
     Args:
         view: what to draw.
         level: the heading level of its title, 1 to 6.
+        live: add the script (some 100 kB), so that the view can be pointed at where scripts run.
+            Every cell brings its own copy, as cells are cleared and reordered; the first defines
+            the elements and the others only use them.
     """
     sheet = tag("style", Html(style()))
-    return tag("div", sheet, render(view, level=level), cls="uh uh-alone")
+    inner = render(view, level=level, live=live)
+    script = upgrade.script_tag() if live else Html("")
+    return tag("div", sheet, inner, script, cls="uh uh-alone")
 
 
-def render(view: View, *, level: int = 3, skip: dict[str, Any] | None = None) -> Html:
+def render(
+    view: View, *, level: int = 3, skip: dict[str, Any] | None = None, live: bool = False
+) -> Html:
     """A view as HTML without the style sheet.
 
     Args:
         view: what to draw.
         level: the heading level of its title, 1 to 6; inner views are one below.
         skip: provenance that the page states once for all, and that is not repeated here.
+        live: put the document beside the drawing, for the script of `upgrade`.
     """
+    carried = upgrade.document(view, level) if live else Html("")
     if isinstance(view, Group):
-        return _group(view, level, skip)
+        return _group(view, level, skip, carried)
     shown, control = view, view.control
     if control is not None:
         shown, control = share_scale(view, control)
-    body = join([_DRAW[view.kind](rescaled(shown)), _hidden_table(view)])
+    body = join([DRAW[view.kind](rescaled(shown)), _hidden_table(view)])
     caption = _caption(view, level)
     if control is not None:
         wide = isinstance(view, Grid) and len(view.cols) > 8
@@ -78,6 +73,7 @@ def render(view: View, *, level: int = 3, skip: dict[str, Any] | None = None) ->
         caption,
         body,
         _made(view, skip),
+        carried,
         cls=f"uh-view uh-{view.kind}",
         aria_label=view.title or view.kind,
     )
@@ -97,7 +93,7 @@ def _caption(view: View, level: int) -> Html:
     return join(parts)
 
 
-def _group(view: Group, level: int, skip: dict[str, Any] | None) -> Html:
+def _group(view: Group, level: int, skip: dict[str, Any] | None, carried: Html) -> Html:
     inner = [render(part, level=level + 1, skip=skip) for part in view.views]
     if view.control is not None:
         inner.append(_control(view.control, level, skip))
@@ -110,6 +106,7 @@ def _group(view: Group, level: int, skip: dict[str, Any] | None) -> Html:
             _caption(view, level),
             *inner,
             made,
+            carried,
             cls="uh-view uh-group",
             aria_label=label,
         )
@@ -119,31 +116,35 @@ def _group(view: Group, level: int, skip: dict[str, Any] | None) -> Html:
         tag(f"h{min(level, 6)}", label, cls="uh-title"),
         tag("span", count, cls="uh-count"),
     )
-    return tag("details", summary, about, *inner, made, cls="uh-view uh-group uh-folded")
+    parts = [summary, about, *inner, made, carried]
+    return tag("details", *parts, cls="uh-view uh-group uh-folded")
 
 
 def _hidden_table(view: View) -> Html:
     """The numbers behind a picture for those who cannot see it; nothing where they are text."""
-    if view.kind in _READABLE:
+    if view.kind in READABLE:
         return Html("")
     if isinstance(view, Grid) and draw_grid.is_table(view):
         return Html("")
-    alone = view.model_copy(update={"control": None})
+    tables = list(flatten(view.model_copy(update={"control": None})))
+    cells = sum(flat.cells for flat in tables)
+    if cells > _HIDDEN_CELLS:
+        told = f"{view.title or view.kind}: the numbers are too many for a table here"
+        return tag("p", f"{told} ({cells} cells); save as CSV.", cls="uh-hidden")
     parts = []
-    for flat in flatten(alone):
+    for flat in tables:
         caption = f"{flat.title or view.kind}: the numbers"
-        if flat.cells > _HIDDEN_CELLS:
-            text = f"{caption} are too many for a table here ({flat.cells} cells); save as CSV."
-            parts.append(tag("p", text, cls="uh-hidden"))
-            continue
         head = tag("tr", *[tag("th", token_html(name), scope="col") for name in flat.header])
-        rows = [
-            tag("tr", *[tag("td", plain(c) if isinstance(c, float) else str(c or "")) for c in row])
-            for row in flat.rows
-        ]
+        rows = [tag("tr", *[tag("td", _cell(c)) for c in row]) for row in flat.rows]
         table = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *rows))
         parts.append(tag("div", table, cls="uh-hidden"))
     return join(parts)
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return plain(cell)
+    return "" if cell is None else str(cell)
 
 
 def _made(view: View, skip: dict[str, Any] | None) -> Html:

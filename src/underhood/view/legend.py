@@ -1,10 +1,10 @@
 """Legends: what the colours mean, always with numbers at the ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from underhood.view.colour import Limits, gradient
 from underhood.view.markup import Html, tag
-from underhood.view.number import decimals_for, show
+from underhood.view.number import MINUS, decimals_for, show
 
 
 def legend(
@@ -56,3 +56,16 @@ def none_swatch(what: str = "no value") -> Html:
 def swatch_row(*parts: Html) -> Html:
     """A legend line of already drawn parts."""
     return tag("p", *parts, cls="uh-legend")
+
+
+def numbers(facts: Mapping[str, float | None]) -> Html:
+    """The header of a panel: a few numbers, each under its name."""
+    pairs = [tag("div", tag("dt", name), tag("dd", fact(value))) for name, value in facts.items()]
+    return tag("dl", *pairs, cls="uh-numbers") if pairs else Html("")
+
+
+def fact(value: float | None) -> str:
+    """One number of a header, in three digits; whole numbers whole."""
+    if value is not None and float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:,.0f}".replace("-", MINUS)
+    return show(value, decimals_for([value]), signed=False)

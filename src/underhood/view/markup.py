@@ -19,6 +19,13 @@ _VOID = {"img", "meta", "br"}
 _HARMLESS_FORMAT = {"\u200c", "\u200d", "\ufe0e", "\ufe0f", "\u00ad"}
 
 
+_REACHING = {
+    code: f"⟨U+{code:04X}⟩"
+    for code in (*range(32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n\r"
+}
+
+
 class Html(str):
     """Text that is HTML already and must not be escaped again."""
 
@@ -26,8 +33,11 @@ class Html(str):
 
 
 def esc(text: str) -> Html:
-    """`text` with the characters that mean something in HTML written as entities."""
-    return text if isinstance(text, Html) else Html(html.escape(text, quote=True))
+    """`text` with the characters that mean something in HTML written as entities.
+
+    Direction and control characters, which would reach beyond the text, are written by number.
+    """
+    return text if isinstance(text, Html) else Html(html.escape(text.translate(_REACHING)))
 
 
 def join(parts: Iterable[str], glue: str = "") -> Html:
@@ -49,7 +59,7 @@ def tag(element: str, /, *children: str, **attrs: str | float | int | bool | Non
         if value is None or value is False:
             continue
         key = "class" if key == "cls" else key.rstrip("_").replace("_", "-")
-        written.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
+        written.append(f" {key}" if value is True else f' {key}="{esc(str(value))}"')
     head = f"<{element}{''.join(written)}>"
     return Html(head) if element in _VOID else Html(f"{head}{join(children)}</{element}>")
 

@@ -1,9 +1,11 @@
 """One self-contained HTML file from sections of views: the page that people send each other.
 
-The file opens from disk, on any machine, in ten years: no script, no font, no picture, no address
-outside itself. Its content security policy forbids the browser any network call, even by mistake.
+The file opens from disk, on any machine, in ten years: no font, no picture, no address outside
+itself. It is complete without its one script, which only lets the views be pointed at. Its content
+security policy allows that script and no network call, even by mistake.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +13,11 @@ from importlib import resources
 from typing import Any
 
 from underhood.core.errors import UsageError
+from underhood.view import upgrade
 from underhood.view.clean import clean
 from underhood.view.doc import View
 from underhood.view.html import code, facts, render, style
 from underhood.view.markup import Html, join, tag
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _ID = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -30,14 +31,18 @@ class Section:
         number: printed before the title and in the table of contents.
         title: a few words.
         question: the plain one-line question that the section answers.
-        views: the answer, in reading order.
+        answer: the answer in a sentence or two, read before the views.
+        views: the evidence, in reading order.
+        folded: closed until the reader opens it; title and answer stay in sight.
     """
 
     id: str
     title: str
     number: int | str = ""
     question: str = ""
+    answer: str = ""
     views: Sequence[View] = ()
+    folded: bool = False
 
 
 def page(
@@ -81,7 +86,9 @@ def page(
         cls="uh-sheet",
     )
     skip = tag("a", "Skip to the content", href="#content", cls="uh-skip")
-    return _document(title, tag("body", skip, sheet, cls="uh uh-page"))
+    told = upgrade.data(json.dumps(made), cls="uh-told")
+    script = upgrade.script_tag()
+    return _document(title, tag("body", skip, sheet, told, script, cls="uh uh-page"))
 
 
 def _document(title: str, body: Html) -> str:
@@ -89,7 +96,7 @@ def _document(title: str, body: Html) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=upgrade.policy()),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="generator", content="underhood"),
@@ -134,8 +141,14 @@ def _section(section: Section, made: dict[str, Any]) -> Html:
     number = tag("span", str(section.number), cls="uh-no") if section.number != "" else Html("")
     heading = tag("h2", number, tag("span", section.title))
     question = tag("p", section.question, cls="uh-question") if section.question else Html("")
-    views = join([render(view, level=3, skip=made) for view in section.views])
-    return tag("section", heading, question, views, id=section.id, cls="uh-section")
+    answer = tag("p", section.answer, cls="uh-answer") if section.answer else Html("")
+    views = join([render(view, level=3, skip=made, live=True) for view in section.views])
+    if not section.folded:
+        return tag("section", heading, question, answer, views, id=section.id, cls="uh-section")
+    # The anchor lies inside: browsers open what is folded around the target of a link.
+    body = tag("div", question if answer else "", views, id=section.id, cls="uh-body")
+    summary = tag("summary", heading, answer or question)
+    return tag("details", summary, body, cls="uh-section uh-fold")
 
 
 def _foot(made: dict[str, Any], python: str | None) -> Html:

@@ -28,16 +28,25 @@ def encode(cells: np.ndarray, scale: Scale, *, zoom: int = 1) -> bytes:
     rows, cols = cells.shape
     colours = palette(scale).tobytes() + b"\xff\xff\xff"  # the last entry is MISSING
     opacity = b"\xff" * MISSING + b"\x00"
+    return _file(rows, cols, 3, cells, _chunk(b"PLTE", colours) + _chunk(b"tRNS", opacity))
+
+
+def encode_rgb(pixels: np.ndarray) -> bytes:
+    """The PNG file of an image: uint8 `[height, width, 3]`."""
+    height, width = pixels.shape[:2]
+    return _file(height, width, 2, pixels.reshape(height, width * 3))
+
+
+def _file(rows: int, cols: int, colour: int, lines: np.ndarray, before: bytes = b"") -> bytes:
     # Each scan line starts with its filter type; 0 is "none", best for palette pictures.
-    lines = np.zeros((rows, cols + 1), dtype=np.uint8)
-    lines[:, 1:] = cells
+    filtered = np.zeros((rows, lines.shape[1] + 1), dtype=np.uint8)
+    filtered[:, 1:] = lines
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, 3, 0, 0, 0)),
-            _chunk(b"PLTE", colours),
-            _chunk(b"tRNS", opacity),
-            _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)),
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, colour, 0, 0, 0)),
+            before,
+            _chunk(b"IDAT", zlib.compress(filtered.tobytes(), 9)),
             _chunk(b"IEND", b""),
         )
     )

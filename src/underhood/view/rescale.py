@@ -7,10 +7,14 @@ drawing only, never the document.
 """
 
 import math
+import sys
+from typing import TypeVar
 
 from underhood.view.colour import limits_of
-from underhood.view.doc import Bars, Grid, Lines, Number, Series, Tokens, View
+from underhood.view.doc import Bars, Grid, Lines, Number, Series, Timeline, Tokens, View
 from underhood.view.number import power_text
+
+_V = TypeVar("_V", bound=View)
 
 _SMALLEST, _LARGEST = -3, 5  # powers of ten that are still written out
 
@@ -26,14 +30,14 @@ def share_scale(claim: View, control: View) -> tuple[View, View]:
         if claim.unit == control.unit and claim.span is None and control.span is None:
             span = {"span": bar_span(claim, control)}
             return claim.model_copy(update=span), control.model_copy(update=span)
-    if isinstance(claim, Lines) and isinstance(control, Lines):
+    if isinstance(claim, Lines | Timeline) and isinstance(control, Lines | Timeline):
         if claim.y_name == control.y_name and claim.span is None and control.span is None:
             span = {"span": line_span(claim, control)}
             return claim.model_copy(update=span), control.model_copy(update=span)
     return claim, control
 
 
-def rescaled(view: View) -> View:
+def rescaled(view: _V) -> _V:
     """The view in powers of ten of its unit, if its numbers are very small or very large."""
     match view:
         case Grid() | Tokens():
@@ -64,7 +68,7 @@ def rescaled(view: View) -> View:
                 "unit": _unit(view.unit, power),
             }
             return view.model_copy(update=update)
-        case Lines():
+        case Lines() | Timeline():
             ends = view.span or line_span(view)
             power = _power(max(map(abs, ends)))
             if not power:
@@ -88,7 +92,7 @@ def bar_span(*views: Bars) -> tuple[float, float]:
     return (low, high) if high > low else (0.0, 1.0)
 
 
-def line_span(*views: Lines) -> tuple[float, float]:
+def line_span(*views: Lines | Timeline) -> tuple[float, float]:
     """The ends of a y axis that holds every line and band of the views."""
     numbers = [
         v
@@ -99,8 +103,11 @@ def line_span(*views: Lines) -> tuple[float, float]:
         if v is not None
     ]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    if high > low:
+        return low, high
     margin = 0.5 * abs(low) or 0.5
-    return (low, high) if high > low else (low - margin, high + margin)
+    most = sys.float_info.max
+    return max(low - margin, -most), min(high + margin, most)
 
 
 def _power(top: float) -> int:

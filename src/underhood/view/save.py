@@ -1,5 +1,6 @@
 """A view into a file of the reader's choice, or onto the screen."""
 
+import base64
 import sys
 from os import PathLike
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from underhood.core.errors import UsageError, nearest
 from underhood.view import files
-from underhood.view.doc import Grid, View
+from underhood.view.doc import Diff, Grid, Picture, View
 
 SUFFIXES = (".html", ".json", ".csv", ".txt", ".png")
 
@@ -25,7 +26,7 @@ def encode(view: View, suffix: str) -> bytes:
     """The bytes of the view in the format of this suffix.
 
     Raises:
-        UsageError: another suffix, or `.png` for a kind that is not a grid.
+        UsageError: another suffix, or `.png` for a kind that is no picture.
     """
     match suffix:
         case ".json":
@@ -56,19 +57,23 @@ def encode(view: View, suffix: str) -> bytes:
 
 
 def _png(view: View) -> bytes:
-    if not isinstance(view, Grid) or not view.rows or not view.cols:
+    """A grid one pixel per cell, enlarged; A - B of a difference; the image of a picture."""
+    if isinstance(view, Picture):
+        return base64.b64decode(view.png)
+    grid = view.delta if isinstance(view, Diff) else view
+    if not isinstance(grid, Grid) or not grid.rows or not grid.cols:
         raise UsageError(
-            "only a grid with cells can be saved as a picture",
+            "only a grid with cells, a difference of two, or an image can be saved as a picture",
             given=f"a view of kind {view.kind}",
             do="save it as .html, and print that",
         )
     from underhood.view import png
     from underhood.view.colour import indices, limits_of
 
-    limits = limits_of(view.values, view.scale, view.limit)
-    cells = indices(np.array(view.values, dtype=float), limits)
+    limits = limits_of(grid.values, grid.scale, grid.limit)
+    cells = indices(np.array(grid.values, dtype=float), limits)
     zoom = max(1, _PNG_SIDE // max(cells.shape))
-    return png.encode(cells, view.scale, zoom=zoom)
+    return png.encode(cells, grid.scale, zoom=zoom)
 
 
 def show(view: View) -> None:

@@ -93,7 +93,7 @@ def _layout(data: "xarray.Dataset", *, sparse: bool) -> tuple[dict[str, Any], An
         layout = {"rows": layers, "cols": units, "row_name": "layer", "col_name": axis}
         return layout, lambda values: values
     words = [str(word) for word in data["token"].values]
-    layout = {"cols": words, "col_name": "pos"}
+    layout = {"cols": words, "col_name": "pos", "col_at": {"pos": data["pos"].values.tolist()}}
     if axis is None:
         return layout | {"rows": layers, "row_name": "layer"}, lambda values: values
     rows = np.array([f"{layer}.{unit}" for layer in layers for unit in units])

@@ -54,6 +54,7 @@ def _grid(
         "cols": effect["token"].values,
         "row_name": "layer",
         "col_name": "pos",
+        "col_at": {"pos": effect["pos"].values.tolist()},
         "unit": unit,
     }
     control = None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from underhood.circuits.masks import Trained
 from underhood.data import Metric
+from underhood.methods.locate._graph_view import circuit_graph
 from underhood.methods.locate._mask_circuits import Compared, node_sizes
 from underhood.view import View, bars, group, lines, sentences, table
 
@@ -90,11 +91,16 @@ def circuit_view(found: Compared, metric: Metric, ablation: str) -> View:
         [
             sentences(_statements(found, metric), title="What the mask keeps"),
             _compared_view(found, ablation),
+            circuit_graph(
+                found.found.circuit, found.scores, unit=metric.unit, title="The circuit",
+                facts={"faithfulness": round(found.f, 3), f"{found.level}s kept": found.size},
+                about="Lines: the edges that the mask keeps, by EAP-IG score.",
+            ),
             _parts_view(found, metric),
             training_view(found.found.trained, "nats"),
         ],
         title="Masks",
-    )
+    )  # fmt: skip
 
 
 def _statements(found: Compared, metric: Metric) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from underhood.view import View, bars, group, lines, sentences, table
+from underhood.view import View, bars, graph, group, lines, sentences, table
 
 if TYPE_CHECKING:
     import xarray
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["view_of"]
 
 _SHOWN = 24
+_DRAWN = 200  # edges of a picture
 _CURVES = {
     "inserted": "wrong run's stream inserted",
     "frozen": "later layers as in the right run",
@@ -51,7 +52,7 @@ def view_of(data: "xarray.Dataset") -> View:
         )
     )
     if "edge" in data.dims:
-        views.append(_graph(data))
+        views += [*_graphs(data), _strongest(data)]
     return group(views, title="Commitment")
 
 
@@ -93,7 +94,45 @@ def _paths(usable: "xarray.Dataset") -> list[View]:
     return found
 
 
-def _graph(data: "xarray.Dataset") -> View:
+def _graphs(data: "xarray.Dataset") -> list[View]:
+    """What supports what in each of the two runs."""
+    found = []
+    for run in dict.fromkeys(map(str, data["edge_run"].values)):
+        part = data.isel(edge=(data["edge_run"] == run).values)
+        columns = [
+            part[f"edge_{name}"].values.tolist() for name in ("layer", "source", "to", "target")
+        ]
+        rows = list(zip(*columns, part["weight"].values.tolist(), strict=True))
+        rows.sort(key=lambda row: -abs(row[4]))
+        nodes: dict[str, dict[str, Any]] = {}
+        taken: dict[int, int] = {}  # concepts already placed in a layer
+        for row in rows[:_DRAWN]:
+            for layer, word in (row[:2], row[2:4]):
+                if _node(layer, word) in nodes:
+                    continue
+                x = taken.setdefault(layer, 0)
+                taken[layer] += 1
+                nodes[_node(layer, word)] = {
+                    "id": _node(layer, word), "label": word, "y": layer, "x": x,
+                    "role": "concept", "at": {"layer": int(layer)},
+                }  # fmt: skip
+        edges = [(_node(*row[:2]), _node(*row[2:4]), row[4]) for row in rows[:_DRAWN]]
+        found.append(
+            graph(
+                list(nodes.values()), edges, unit="logits", total=len(rows),
+                x_name="concepts, the most connected at the left",
+                title=f"Semantic trace graph of the {run} run",
+                about="A line: what the lower concept adds to the logit of the higher one.",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _node(layer: int, word: str) -> str:
+    return f"{word} @ {layer}"
+
+
+def _strongest(data: "xarray.Dataset") -> View:
     order = abs(data["weight"]).argsort().values[::-1][:_SHOWN]
     rows: list[list[Any]] = []
     for number in order:

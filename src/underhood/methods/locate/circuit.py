@@ -27,6 +27,7 @@ from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
+from underhood.methods.locate._graph_view import circuit_graph
 from underhood.methods.locate._options import By, Cut, at_least, below_one
 from underhood.methods.registry import method
 from underhood.view import Result, View, group, lines, sentences, table
@@ -39,7 +40,6 @@ __all__ = ["Proof", "choose_circuit", "circuit", "prove", "split_prompts"]
 Choice = Literal["top", "greedy", "acdc"]
 
 _ENOUGH = 4  # prompts from which on some are held out
-_SHOWN = 40  # edges listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +271,8 @@ def _view(proof: Proof, metric: Metric, ablation: str, target: float | None) -> 
     return group(
         [
             sentences(statements(proof, metric, target), title="The circuit and its proof"),
+            picture_view(proof, metric),
             curve_view(proof, ablation),
-            edges_view(proof, metric),
             nodes_view(proof),
         ],
         title="Circuit",
@@ -335,14 +335,20 @@ def curve_view(proof: Proof, ablation: str) -> View:
     )
 
 
-def edges_view(proof: Proof, metric: Metric) -> View:
-    """The circuit's edges by score."""
-    names = set(proof.circuit.edges)
-    ranked = [e for e in proof.scores.strongest(proof.scores.graph.n_edges) if e[0] in names]
-    shown = ranked[:_SHOWN]
-    title = f"Its edges, strongest first ({len(shown)} of {len(ranked)})"
-    columns = [{"name": "edge"}, {"name": "score", "unit": metric.unit, "format": "+.3f"}]
-    return table(columns, [[name, value] for name, value in shown], title=title)
+def picture_view(proof: Proof, metric: Metric) -> View:
+    """The circuit as a graph, its proof in the header."""
+    facts = {
+        "faithfulness": round(proof.f, 3),
+        "random circuits of this size": round(float(proof.random.mean()), 3),
+        "all other edges": round(proof.rest, 3),
+        "edges": len(proof.circuit), "parts": len(proof.minimal),
+    }  # fmt: skip
+    return circuit_graph(
+        proof.circuit, proof.scores, values=proof.minimal, facts=facts, unit=metric.unit,
+        value_unit="of f lost without it", title="The circuit",
+        about="Lines: the circuit's edges, from below to above, by score. Colour of a node: what"
+        " the circuit loses without it.",
+    )  # fmt: skip
 
 
 def nodes_view(proof: Proof) -> View:

@@ -24,6 +24,7 @@ from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.sweep import rows_per_pass
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
+from underhood.methods.locate._graph_view import graph_view
 from underhood.methods.locate._options import By, Cut, at_least
 from underhood.methods.locate._verify import Verified, verify
 from underhood.methods.registry import method
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = ["edge_attribution", "scores_of"]
+
+_DRAWN = 200  # edges of the picture
 
 
 @method
@@ -202,6 +205,9 @@ def _view(scores: Scores, checked: Verified | None, metric: Metric, top: int) ->
         rows = [[*row, exact.get(row[0])] for row in rows]
     parts: list[View] = [
         sentences(_statements(scores, strongest, unit), title="Edges"),
+        graph_view(
+            scores.graph, scores.strongest(max(top, _DRAWN)), unit=unit, title="The strongest edges"
+        ),
         table(columns, rows, title=f"The {len(rows)} strongest of {scores.graph.n_edges} edges"),
     ]
     if checked is not None:

@@ -25,7 +25,7 @@ from underhood.methods.locate._flow_windows import Windows, windows
 from underhood.methods.locate._grids import answered, words
 from underhood.methods.locate._options import at_least
 from underhood.methods.registry import method
-from underhood.view import Result, View, grid, group, lines, sentences
+from underhood.view import Result, View, graph, grid, group, lines, sentences
 
 if TYPE_CHECKING:
     import xarray
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["information_flow"]
 
 _OTHER = "as many other tokens"
+_DRAWN = 1000  # ways in the graph, the strongest first
 
 
 @method
@@ -204,7 +205,46 @@ def _windows_view(data: "xarray.Dataset", tokens: list[str], grouped: bool) -> V
                 about=_windows_about(data),
             )
         )  # fmt: skip
-    return views[0] if len(views) == 1 else group(views, title="Information flow")
+    if len(views) == 1:
+        return views[0]
+    return group([_flow_graph(data, tokens, grouped), *views], title="Information flow")
+
+
+def _flow_graph(data: "xarray.Dataset", tokens: list[str], grouped: bool) -> View:
+    """All ways at once: from the token that is hidden to the one that loses it, layer by layer."""
+    import numpy as np
+
+    effect, ends = data["effect"].values, data["last"].values + 1  # [layer query key]
+    layers, queries = (data[name].values.tolist() for name in ("layer", "query"))
+    names = [str(key) for key in data["key"].values]
+    order = np.argsort(-np.abs(np.nan_to_num(effect)), axis=None)[:_DRAWN]
+    total = int((np.nan_to_num(effect) != 0).sum())
+    nodes: dict[str, dict[str, Any]] = {}
+    edges = []
+    for layer, q, k in zip(*np.unravel_index(order, effect.shape), strict=True):
+        weight = float(effect[layer, q, k])
+        if not weight or weight != weight:
+            continue
+        target = queries[q]
+        source = names[k] if grouped else int(names[k])
+        rows = (source, float(layers[layer])), (target, float(ends[layer]))
+        for place, y in rows:
+            known = isinstance(place, int)
+            nodes[f"{place}@{y:g}"] = {
+                "id": f"{place}@{y:g}", "label": tokens[place] if known else str(place), "y": y,
+                "x": float(place) if known else -1.0 - names.index(str(place)),
+                "at": {"layer": int(y), "pos": place} if known else {},
+            }  # fmt: skip
+        words = [tokens[p] if isinstance(p, int) else p for p, _ in rows]
+        name = f"{words[0]} to {words[1]}, layer {layers[layer]}"
+        edges.append((*(f"{place}@{y:g}" for place, y in rows), weight, True, name))
+    return graph(
+        list(nodes.values()), edges, unit="of the way", total=total,
+        x_labels=None if grouped else tokens, x_name="group, then token" if grouped else "pos",
+        title="Which token tells which, and where",
+        about="A line: attention along it was cut in the layers that it crosses, and so much of the"
+        " answer was lost (blue) or gained (red).",
+    )  # fmt: skip
 
 
 def _windows_about(data: "xarray.Dataset") -> str:

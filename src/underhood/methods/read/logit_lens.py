@@ -273,6 +273,7 @@ def _view(data: "xarray.Dataset", *, answer: str | None, wrong: str | None) -> V
         cols=data["token"].values,
         row_name="layer",
         col_name="pos",
+        col_at={"pos": data["pos"].values.tolist()},
         text=data["top_token"].values[..., 0].tolist(),
         scale="probability",
         unit="probability",
