@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from underhood.organisms.card import Card
 from underhood.organisms.trainer import CHECKPOINT, Run
 
 TASKS = tuple(organism("town").tasks)
+CARD = organism("town").folder / "card.json"
 SHOWN = (
     ("When Mary and John went to the store, John gave a drink to", "Mary"),
     ("When Mary and John went to the store, Mary gave a drink to", "John"),
@@ -325,6 +327,23 @@ def test_what_is_built_lies_where_load_looks(
         tiny.load()
     card = tiny.build(steps=1, progress=False)
     assert tiny.card == card and tiny.load().name == "hamlet"
+
+
+def test_where_only_the_card_is_carried_the_weights_are_built(
+    town: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERHOOD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("underhood.organisms.base._HERE", tmp_path)
+    carried = tmp_path / "weights" / "town"
+    carried.mkdir(parents=True)
+    shutil.copy(CARD, carried)
+    assert town.folder == carried and town.card.parameters > 1e6
+    with pytest.raises(FileProblem, match="underhood organisms build town"):
+        town.load()
+    tiny = small(town)
+    town.built.mkdir(parents=True)
+    tiny.save(tiny.fresh(), town.built)
+    assert town.folder == town.built and town.load().n_layers == 1
 
 
 @pytest.mark.parametrize("name", organisms())

@@ -138,6 +138,16 @@ def test_inspect_lists_every_site_and_every_module() -> None:
     assert [row["module"] for row in document["modules"]][1:] == paths
 
 
+def test_inspect_shows_the_modules_as_a_tree() -> None:
+    model = uh.load("random/gpt2")
+    listed = {row[0]: row for row in rows(good("inspect", "random/gpt2", "--tree"))}
+    assert {name for name, _ in model.module.named_modules() if name} <= set(listed)
+    sites = [site for row in listed.values() for site in row[-1].split()]
+    assert set(map(str, model.sites())) <= set(sites)
+    document = json.loads(good("inspect", "random/gpt2", "--tree", "--json"))
+    assert document["kind"] == "tree" and document["root"]["type"] == "GPT2LMHeadModel"
+
+
 def test_inspect_a_module_without_blocks() -> None:
     text = good("inspect", "random/plain_mlp")
     assert "none; address the parts as module:PATH" in text

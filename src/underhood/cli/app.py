@@ -15,6 +15,7 @@ from underhood.cli.inspect import inspect
 from underhood.cli.methods import methods
 from underhood.cli.organisms import organisms
 from underhood.cli.run import run
+from underhood.cli.serve import serve
 from underhood.core.errors import UnderhoodError
 
 __all__ = ["app"]
@@ -73,7 +74,7 @@ def _top(
 
 UNDERSTAND, LOOK, CARE = "Understand and change", "Look around", "Health"
 for _command, _panel in (
-    (explain, UNDERSTAND), (run, UNDERSTAND), (generate, UNDERSTAND),
+    (explain, UNDERSTAND), (run, UNDERSTAND), (generate, UNDERSTAND), (serve, UNDERSTAND),
     (methods, LOOK), (inspect, LOOK),
 ):  # fmt: skip
     app.command(rich_help_panel=_panel)(_command)

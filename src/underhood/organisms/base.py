@@ -237,6 +237,12 @@ class Trained(Organism):
         """What was found inside when it was built, as its card has it."""
         return Truth(tuple(self.card.facts))
 
+    @property
+    def folder(self) -> Path:
+        """As `Organism.folder`. Of some the package carries the card alone: they must be built."""
+        carried = super().folder
+        return self.built if self.built.is_dir() and not _weights(carried) else carried
+
     @abstractmethod
     def fresh(self) -> "nn.Module":
         """The module before training, in float32; draws from torch's global generator."""
@@ -281,7 +287,7 @@ class Trained(Organism):
         from underhood.core.loading import from_pretrained, no_bars
 
         where = folder or self.folder
-        if not (where / "config.json").exists():
+        if not _weights(where):
             raise self.missing(where)
         name = self.name if step is None else f"{self.name}@{step}"
         options = {"dtype": "float32"} | options
@@ -338,6 +344,11 @@ class Trained(Organism):
             given=folder,
             do=f"Build it: `underhood organisms build {self.name}`.",
         )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights in a folder."""
+    return list(folder.glob("*.safetensors"))
 
 
 @dataclass(frozen=True)

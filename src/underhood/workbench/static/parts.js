@@ -1,0 +1,177 @@
+/** Pieces that all pages are made of. */
+import { element, html, nothing } from "/static/underhood.mjs";
+import { post } from "./api.js";
+import { state, tell } from "./state.js";
+
+// Views ------------------------------------------------------------------------------------------
+
+const drawn = new WeakMap();
+
+/** A view document as its element; the same document keeps its element. */
+export function view(document_, level = 3) {
+  if (!document_) return nothing;
+  if (!drawn.has(document_)) drawn.set(document_, element(document_, { level }));
+  return drawn.get(document_);
+}
+
+/** A part of a job: its view, or why there is none. */
+export const part = (one, level = 3) =>
+  one.refused
+    ? html`<section class="wb-refusal"><h3>${one.title}</h3>${problem(one.refused)}</section>`
+    : view(one.view, level);
+
+/** A section of a report: its answer, then what shows it, folded where it is not the first thing. */
+export function evidence({ answer, folded, views }) {
+  const shown = views.map((one) => view(one));
+  return html`${answer ? html`<p class="wb-answer">${answer}</p>` : nothing}
+    ${folded ? html`<details class="wb-more"><summary>Show the evidence</summary>${shown}</details>` : shown}`;
+}
+
+// Errors and progress -----------------------------------------------------------------------------
+
+/** An error in its four parts. */
+export function problem(error) {
+  if (!error) return nothing;
+  const row = (name, text) => (text ? html`<dt>${name}</dt><dd>${text}</dd>` : nothing);
+  return html`<div class="wb-problem" role="alert">
+    <p><strong>${error.what}</strong></p>
+    <dl>${row("Given", error.given)}${row("Because", error.why)}${row("Instead", error.do)}</dl>
+  </div>`;
+}
+
+const SAYS = {
+  asking: "asking the server",
+  queued: "waiting for the jobs before it",
+  running: "running",
+  done: "done",
+  cancelled: "cancelled",
+};
+
+/** How far a task is, and the button that stops it. */
+export function progress(task) {
+  if (task.state === "empty") return nothing;
+  if (task.state === "failed") return problem(task.error);
+  const counted = task.state === "running" && task.total > 0;
+  const words = [SAYS[task.state], task.busy ? task.note : "", counted ? `${task.done} of ${task.total}` : ""];
+  return html`<div class="wb-progress wb-${task.state}" role="status">
+    ${counted
+      ? html`<progress max=${task.total} value=${task.done} aria-label="Progress"></progress>`
+      : task.busy
+        ? html`<progress aria-label="Progress"></progress>`
+        : nothing}
+    <span>${words.filter(Boolean).join(" · ")}</span>
+    ${task.busy ? html`<button type="button" class="wb-quiet" @click=${() => task.cancel()}>Cancel</button>` : nothing}
+  </div>`;
+}
+
+/** The button that starts a page's work. */
+export const run = (label, task, act, disabled = false) => html`<button
+    type="submit" class="wb-run" ?disabled=${disabled} @click=${(event) => {
+      event.preventDefault();
+      act();
+    }}>${label}</button>${task.busy ? html`<span class="wb-spin" aria-hidden="true"></span>` : nothing}`;
+
+// Prompts ----------------------------------------------------------------------------------------
+
+const cut = new Map(); // model and text -> what the server said of its tokens
+const asked = new Set();
+
+/** What is known of a text's tokens; asked for when it has stood there for a moment. */
+function tokens(text) {
+  const key = `${state.model}\n${text}`;
+  if (text && !cut.has(key) && !asked.has(key)) {
+    asked.add(key);
+    setTimeout(() => count(key, text), 200);
+  }
+  return cut.get(key);
+}
+
+async function count(key, text) {
+  const shown = [...document.querySelectorAll("textarea")].some((area) => area.value === text);
+  const found = shown && (await post("/api/tokens", { model: state.model, text }).catch(() => null));
+  asked.delete(key);
+  if (!found) return; // typed on, or asked again at the next drawing
+  if (cut.size > 200) cut.clear();
+  cut.set(key, found);
+  tell();
+}
+
+/** A prompt with its tokens below. */
+export function prompt(label, value, change, { hint = "", required = true, rows = 2 } = {}) {
+  const text = typeof value === "string" ? value : "";
+  const id = `wb-${label.toLowerCase().replace(/\W+/g, "-")}`;
+  return html`<div class="wb-field wb-wide">
+    <label for=${id}>${label}${hint ? html` <small>${hint}</small>` : nothing}</label>
+    <textarea id=${id} rows=${rows} spellcheck="false" dir="auto" ?required=${required} .value=${text}
+      @input=${(e) => change(e.target.value)}></textarea>
+    ${pieces(text)}
+  </div>`;
+}
+
+function pieces(text) {
+  const found = tokens(text);
+  if (!text || !found) return html`<p class="wb-pieces">${text ? "…" : ""}</p>`;
+  const over = found.context && found.count > found.context;
+  const unknown = found.unknown.length;
+  return html`<p class="wb-pieces ${over ? "wb-over" : ""}">
+    ${found.count} token${found.count === 1 ? "" : "s"}${found.context ? ` of ${found.context}` : ""}
+    ${over ? html`<strong>: too long for this model</strong>` : nothing}
+    ${unknown ? html`<strong>, ${unknown} unknown to this model</strong>` : nothing}
+    ${found.count <= 60
+      ? html`<span aria-hidden="true">${found.strings.map((s, i) =>
+          html`<i class=${found.unknown.includes(i) ? "wb-unknown" : ""} title="token ${found.ids[i]}">${s.replace(/\n/g, "⏎").replace(/ /g, "·")}</i>`)}</span>`
+      : nothing}
+  </p>`;
+}
+
+/** One line of text. */
+export function line(label, value, change, { hint = "", list = "", type = "text", min, max, step } = {}) {
+  return html`<label class="wb-field"><span>${label}${hint ? html` <small>${hint}</small>` : nothing}</span>
+    <input type=${type} .value=${value ?? ""} list=${list || nothing} min=${min ?? nothing} max=${max ?? nothing}
+      step=${step ?? nothing} spellcheck="false" autocomplete="off" @input=${(e) => change(e.target.value)}></label>`;
+}
+
+/** A choice among a few. */
+export function choice(label, value, options, change, hint = "") {
+  return html`<label class="wb-field"><span>${label}${hint ? html` <small>${hint}</small>` : nothing}</span>
+    <select @change=${(e) => change(e.target.value)}>
+      ${options.map((o) => {
+        const [key, text] = Array.isArray(o) ? o : [o, o];
+        return html`<option value=${key} .selected=${key === value}>${text}</option>`;
+      })}
+    </select></label>`;
+}
+
+/** Example prompts of the model; choosing one fills the form. */
+export function examples(facts, chosen, fill) {
+  if (!facts?.examples?.length) return nothing;
+  const name = (e) => (e.task ? `${e.task.replaceAll("_", " ")}: ` : "") + e.prompt;
+  return html`<label class="wb-field wb-wide wb-examples"><span>Example</span>
+    <select @change=${(e) => e.target.value !== "" && fill(facts.examples[Number(e.target.value)])}>
+      <option value="" .selected=${!facts.examples.some((e) => e.prompt === chosen)}>your own</option>
+      ${facts.examples.map((e, i) => html`<option value=${i} .selected=${e.prompt === chosen}>${name(e)}</option>`)}
+    </select></label>`;
+}
+
+/** Concrete addresses of a model's sites, for a list to choose from. */
+export function addresses(facts, keep = () => true) {
+  const found = [];
+  for (const { site } of facts?.sites ?? []) {
+    const match = /^(.*)\.([\d,-]+)$/.exec(site);
+    const name = (match ? match[1] : site).split(".").pop();
+    if (!keep(name)) continue;
+    if (!match) found.push(site);
+    else for (const n of spread(match[2])) found.push(`${match[1]}.${n}`);
+  }
+  return found;
+}
+
+function spread(words) {
+  return words.split(",").flatMap((word) => {
+    const [first, last = first] = word.split("-").map(Number);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  });
+}
+
+/** The head of a page: what it is for, in one line. */
+export const head = (title, about) => html`<header class="wb-head"><h1>${title}</h1><p>${about}</p></header>`;
