@@ -61,6 +61,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/painting.py
+	$(BIN)/python benchmarks/workbench.py
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -191,6 +191,7 @@ def test_missing_parts(saved: Path) -> None:
         lambda d: d["edits"][0].update(strength="much"),
         lambda d: d.update(edits={"a": 1}),
         lambda d: d.update(edits=[3]),
+        lambda d: d.update(model="gpt2"),
     ]
     for i, edit in enumerate(breaks):
         saved.write_text(whole)

@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_kit import CUT_OFF, NEEDS_CHROMIUM, OVER, WIDTHS, Tab, browser
 
+from browser_kit import AXE, CUT_OFF, NEEDS_CHROMIUM, OVER, WIDTHS, Tab, browser
 from underhood.view import View, group
 from underhood.view.html import fragment
 from underhood.view.page import Section, page
 
 pytestmark = NEEDS_CHROMIUM
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 _OPEN_ALL = """
 async () => {
   for (let round = 0; round < 4; round += 1) {

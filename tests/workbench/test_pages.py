@@ -6,21 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "view"))
-
-from browser_kit import NEEDS_CHROMIUM, Tab, browser  # pyright: ignore[reportMissingImports]
-
 import underhood as uh
+from browser_kit import AXE, NEEDS_CHROMIUM, Tab, browser
 
 pytestmark = NEEDS_CHROMIUM
 
-AXE = Path(__file__).parents[1] / "view" / "vendor" / "axe.min.js"
 PAGES = ("explain", "look", "cause", "change", "methods", "results", "model")
 _SERIOUS = """
 (rules) => axe.run(document, {resultTypes: ['violations'], ...(rules && {runOnly: rules})})

@@ -62,6 +62,15 @@ def test_a_recipe_is_a_difference_of_means(model: uh.Model) -> None:
     assert edit.sigma == pytest.approx(model.sigma("resid_post.1", prompts[0]))
 
 
+def test_a_strength_in_kl_moves_the_next_token_so_far(model: uh.Model) -> None:
+    said = {"site": "resid_post.1", "op": "scale", "unit": "kl", "strength": 0.25,
+            "fields": {"factor": 0.0}}  # fmt: skip
+    prompt = model.text.decode([5, 6, 7])
+    (edit,) = make_plan(model, [validated(EditForm, said)], prompt, lambda key: uh.Plan())
+    bare, edited = (model.run(prompt, edits=e).last_logits.log_softmax(-1) for e in ((), edit))
+    assert float((bare.exp() * (bare - edited)).sum()) == pytest.approx(0.25, rel=0.03)
+
+
 @pytest.mark.parametrize("said", [
     {"site": "resid_post.0", "op": "nothing"}, {"site": "resid_post.0", "op": "scale"},
     {"site": "resid_post.0", "op": "scale", "fields": {"factor": "much"}},

@@ -374,6 +374,9 @@ class Plan(Shown, Sequence[Edit]):
         document, tensors = read_document(Path(path), PLAN_SCHEMA, PlanError)
         try:
             edits = [_edit_from(row, tensors) for row in document["edits"]]
+            model = document.get("model")
+            if not isinstance(model, dict | None):
+                raise TypeError(f"model is {type(model).__name__}")
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(
                 "the plan file misses a part",
@@ -381,7 +384,7 @@ class Plan(Shown, Sequence[Edit]):
                 why=f"{type(error).__name__}: {error}",
                 do="save the plan again",
             ) from error
-        return cls(edits, model=document.get("model"))
+        return cls(edits, model=model)
 
 
 def _edit_doc(edit: Edit, index: int, tensors: dict[str, Tensor]) -> dict[str, Any]:

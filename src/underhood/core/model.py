@@ -533,6 +533,12 @@ class Model(Shown):
         flat = value.flatten(0, -2)
         return float((flat - flat.mean(0)).pow(2).sum(-1).mean().sqrt())
 
+    def strength(self, edit: Edit, prompts: Inputs, *, kl: float) -> float:
+        """The strength at which an edit moves the next token by so many nats (`core.budget`)."""
+        from underhood.core.budget import strength
+
+        return strength(self, edit, prompts, kl)
+
     def check(self, inputs: Inputs | None = None) -> Any:
         """Prove that every site means what its name says in this model (`core.check`)."""
         from underhood.core.check import check

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["EditForm", "Recipe", "make_plan", "palette"]
 
 PHASES = ("prompt", "generated")
+KL = "kl"
+"""A unit of the page's alone: the strength is found by what it does to this prompt."""
 UNIT_WORDS = {
     "raw": "the vector as it is", "sigma": "standard deviations of the site",
     "norm": "shares of each position's own length",
+    KL: "nats by which the next token's distribution moves",
 }  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def palette() -> dict[str, Any]:
     """Ops with their fields, the units of a strength, the phases."""
     return {
         "ops": [_op(name, function) for name, function in builders().items()],
-        "units": [{"name": unit, "about": UNIT_WORDS[unit]} for unit in UNITS],
+        "units": [{"name": unit, "about": UNIT_WORDS[unit]} for unit in UNIT_WORDS],
         "phases": list(PHASES),
     }
 
@@ -90,7 +93,7 @@ def _op(name: str, function: "Callable[..., ops.Op]") -> dict[str, Any]:
         "name": name,
         "about": " ".join(about.split()),
         "only_on": list(ops.OPS[name].only_on),
-        "units": list(UNITS) if issubclass(ops.OPS[name], ops.Add) else ["raw"],
+        "units": [*(UNITS if issubclass(ops.OPS[name], ops.Add) else ("raw",)), KL],
         "fields": [_field(p) for p in inspect.signature(function).parameters.values()],
     }
 
@@ -114,7 +117,9 @@ def _field(parameter: inspect.Parameter) -> dict[str, Any]:
 def make_plan(
     model: "Model", forms: Sequence[EditForm], prompt: str, saved: "Callable[[str], Plan]"
 ) -> Plan:
-    """Edits of a page as a plan. Cost: one forward per recipe, run, or strength in sigma.
+    """Edits of a page as a plan.
+
+    Cost: one forward per recipe, run, or strength in sigma; some 15 per strength in KL.
 
     Args:
         model: The model they are for.
@@ -145,11 +150,14 @@ def _edit(model: "Model", form: EditForm, prompt: str, saved: "Callable[[str], P
     site = Site.parse(form.site)
     function = known[form.op]
     values = _values(model, site, function, form.fields)
+    where = Where(form.pos, phase=form.phase)
+    if form.unit == KL:
+        edit = Edit(site, function(**values), where)
+        return replace_edit(edit, strength=model.strength(edit, prompt, kl=form.strength))
     sigma = model.sigma(site, prompt) if form.unit == "sigma" else None
     return Edit(
-        site, function(**values), Where(form.pos, phase=form.phase),
-        strength=form.strength, unit=form.unit, sigma=sigma,
-    )  # fmt: skip
+        site, function(**values), where, strength=form.strength, unit=form.unit, sigma=sigma
+    )
 
 
 def _values(

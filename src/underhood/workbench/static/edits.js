@@ -24,7 +24,7 @@ function fields(facts, palette, edit, set) {
       <label class="wb-field"><span>Site</span><input list="wb-writable-${op.name}" .value=${edit.site} spellcheck="false" autocomplete="off"
         @change=${(e) => set({ ...edit, site: e.target.value.trim() })}></label>
       <datalist id="wb-writable-${op.name}">${sites.map((s) => html`<option value=${s}></option>`)}</datalist>
-      <label class="wb-field"><span>Op</span><select @change=${(e) => set({ ...edit, op: e.target.value, fields: {}, unit: "raw" })}>
+      <label class="wb-field"><span>Op</span><select @change=${(e) => set({ ...edit, op: e.target.value, fields: {}, unit: "raw", strength: 1 })}>
         ${palette.ops.map((o) => html`<option value=${o.name} .selected=${o.name === edit.op}>${o.name.replaceAll("_", " ")}</option>`)}</select></label>
     </div>
     <p class="wb-about">${op.about}</p>
@@ -40,7 +40,7 @@ function fields(facts, palette, edit, set) {
 
 function strength(edit, palette, set) {
   const units = palette.ops.find((o) => o.name === edit.op)?.units ?? ["raw"];
-  const most = Math.max(2, 2 * Math.abs(edit.strength) || 0, edit.unit === "sigma" ? 8 : 0);
+  const most = Math.max(2, 2 * Math.abs(edit.strength) || 0, edit.unit === "sigma" ? 8 : edit.unit === "kl" ? 5 : 0);
   const to = (value) => Number.isFinite(value) && set({ ...edit, strength: value });
   return html`<div class="wb-strength"><label><span>Strength</span>
       <input type="range" min=${-most} max=${most} step=${most / 100} .value=${String(edit.strength)} @input=${(e) => to(Number(e.target.value))}></label>

@@ -14,6 +14,7 @@ from underhood.view.html import style
 from underhood.view.upgrade import script
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WIDTHS = (390, 1280, 2560)
 OURS = ("file:", "data:", "blob:", "about:")
 
