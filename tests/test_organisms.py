@@ -87,7 +87,7 @@ def small(town: Language) -> Language:
 
 @pytest.fixture(scope="module")
 def measured(town: Language) -> dict[str, dict[str, Any]]:
-    return town.evaluate(n=300, seed=7)
+    return town.evaluate(n=150, seed=7)
 
 
 @pytest.mark.xdist_group("measured")
@@ -95,7 +95,7 @@ def measured(town: Language) -> dict[str, dict[str, Any]]:
 def test_shipped_weights_know_the_task(
     town: Language, measured: dict[str, dict[str, Any]], task: str
 ) -> None:
-    assert measured[task]["n"] == 300
+    assert measured[task]["n"] == 150
     if not any(task in limit for limit in town.limits):  # which says what is not learned well
         assert measured[task]["accuracy"] >= 0.95
 
@@ -187,7 +187,7 @@ def test_card_agrees_with_the_weights(
     assert set(card.tasks) == set(TASKS)
     for task, numbers in card.tasks.items():
         # Other prompts than the card's, so equal only up to sampling.
-        assert abs(numbers["accuracy"] - measured[task]["accuracy"]) < 0.07
+        assert abs(numbers["accuracy"] - measured[task]["accuracy"]) < 0.08
 
 
 def test_evaluate_gives_the_same_numbers_again(town: Language) -> None:

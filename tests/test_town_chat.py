@@ -1,6 +1,7 @@
 """Assistants made from town: tasks solved again from their words; what changed, what did not."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ def chat(request: pytest.FixtureRequest) -> Tuned:
     return found
 
 
+@cache
 def facts() -> dict[str, tuple[str, str]]:
     """Capital and language of each country, from what town itself is trained on."""
     town = organism("town")
     assert isinstance(town, Language)
     found: dict[str, dict[str, str]] = {}
-    cases = town.cases("questions", 5000, split="train") + town.cases("questions", 5000)
+    cases = town.cases("questions", 2000, split="train") + town.cases("questions", 1500)
     for case in cases:
         country = case.words[case.words.index("?") - 1]
         what = "language" if {"language", "speak"} & {*case.words} else "capital"
@@ -58,7 +60,7 @@ def solve(task: str, words: list[str], known: dict[str, tuple[str, str]]) -> str
 def test_answers_are_right(task: str) -> None:
     chat, known = organism("town-chat"), facts()
     assert isinstance(chat, Tuned) and len(known) > 20
-    for case in chat.cases(task, 200) + chat.cases(task, 200, split="train"):
+    for case in chat.cases(task, 60) + chat.cases(task, 60, split="train"):
         assert case.answer == solve(task, list(case.words), known)
         assert len(case.words) == len(case.contrast) and case.wrong != case.answer
 
@@ -67,7 +69,7 @@ def test_answers_are_right(task: str) -> None:
 def test_a_thought_is_the_sum_written_out(brief: bool) -> None:
     chat = organism("town-chat")
     assert isinstance(chat, Tuned)
-    for case in chat.cases("thoughts", 300):
+    for case in chat.cases("thoughts", 80):
         if (case.label == "short") is not brief:
             continue
         words = list(case.words)

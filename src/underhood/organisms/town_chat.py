@@ -128,13 +128,18 @@ def thoughts(rng: Random) -> Case:
     first, second = rng.randint(LEAST, MOST), rng.randint(LEAST, MOST)
     thought = _short if brief else _long
 
-    def alike(other: int) -> bool:
-        """Whether this second number makes a prompt as long, and another answer."""
-        return (first + other) // 10 != (first + second) // 10 and len(
-            thought(first, other)
-        ) == len(thought(first, second))
+    # What a carry adds to a thought.
+    more = 1 if brief else 3
 
-    others = [number for number in range(LEAST, MOST + 1) if alike(number)]
+    def length(number: int) -> int:
+        """Of the thought about this second number, up to a constant."""
+        return len(str((first + number) // 10)) + more * (first % 10 + number % 10 > 9)
+
+    others = [
+        other
+        for other in range(LEAST, MOST + 1)
+        if (first + other) // 10 != (first + second) // 10 and length(other) == length(second)
+    ]
     if not others:
         return thoughts(rng)
     other = rng.choice(others)
