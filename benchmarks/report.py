@@ -6,7 +6,16 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-ORDER = ("recording", "generation", "sweep", "circuits", "relevance", "imports", "painting", "workbench")
+ORDER = (
+    "recording",
+    "generation",
+    "sweep",
+    "circuits",
+    "relevance",
+    "imports",
+    "painting",
+    "workbench",
+)
 BUSY = 0.5  # running processes per core before we began
 
 HEAD = """# Benchmarks

@@ -127,7 +127,7 @@ def test_a_selection_is_shared_until_it_is_freed(desk: Desk) -> None:
     desk.page.mouse.move(5, 5)
     assert desk.page.locator("uh1-grid .uh-linked").count() > 0, "the lens follows"
     desk.page.keyboard.press("Escape")
-    chosen.filter(has_not_text="kept").wait_for()
+    chosen.filter(has_not_text="kept").wait_for(state="attached")
     desk.page.get_by_label("Site").fill("z.1.0")
     desk.press("Read")
     desk.page.locator(".wb-tool .uh-view").first.wait_for()
