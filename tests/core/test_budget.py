@@ -15,6 +15,7 @@ def model() -> uh.Model:
 
 
 def direction(model: uh.Model) -> uh.Edit:
+    assert model.d_model is not None
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     return uh.Edit("resid_post.2", uh.add(vector))
 

@@ -213,8 +213,8 @@ def test_what_is_wrong_is_said_in_the_page(desk: Desk) -> None:
     alert.wait_for()
     assert "context" in alert.inner_text() and "Instead" in alert.inner_text()
     desk.page.locator(".wb-pieces", has_text="too long").wait_for()
+    desk.page.goto("about:blank")
     desk.page.goto(f"{desk.base}#%7Bnonsense")
-    desk.page.reload()
     desk.page.locator("main h1", has_text="Explain").wait_for()
     desk.quiet()
 
