@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from browser_kit import NEEDS_CHROMIUM, Tab, browser, saved
 
+from browser_kit import NEEDS_CHROMIUM, Tab, browser, saved
 from underhood.view import View, bars, graph, grid, group, heads, lines, table, tokens
 from underhood.view.colour import cell_colour, limits_of
 from underhood.view.doc import KINDS
