@@ -1,4 +1,4 @@
-"""What every test shares: no network, quick type checks, and the test material."""
+"""What every test shares: no network, one thread, quick type checks, and the test material."""
 
 import functools
 import os
@@ -8,11 +8,15 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import torch
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import material as _material
+
+# Tests run side by side, one process a core; threads would only get in each other's way.
+torch.set_num_threads(1)
 
 _jaxtyped = jaxtyping.jaxtyped
 

@@ -24,15 +24,6 @@ from underhood.organisms.trainer import CHECKPOINT, Run
 NAMES = ("growth/induction", "growth/in-context", "growth/grokking")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time in models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def known(name: str) -> Language:
     found = organism(name)
     assert isinstance(found, Language)

@@ -1,7 +1,6 @@
 """`guild`: its experts serve trades, by plain hooks on its routers and by emptied weights."""
 
 import copy
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -11,14 +10,6 @@ import torch
 from underhood.core.model import Model
 from underhood.organisms import Language, organism
 from underhood.organisms.guild import CRAFTS, LAYERS, TRADES, facts, forbid, shares, specialise
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 `CONFIRMED` has one measurement for every fact: it returns effect and control as they are found.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -21,15 +21,6 @@ Measured = tuple[float, float]
 CONFIRMED: dict[tuple[str, str], Callable[[Lab], Measured]] = {}
 BIASED = "close"
 """The one task that an organism answers wrongly, as its card says."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time in models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Picture classifiers: the pictures are what they say, and each fact is found again by hand."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -33,15 +32,6 @@ NAMES = ("sight/cnn", "sight/cnn-robust", "sight/vit", "sight/digits")
 DRAWN = NAMES[:3]
 TWINS = NAMES[:2]
 N = 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time in models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def a(name: str) -> Classifier:

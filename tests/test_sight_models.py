@@ -5,7 +5,6 @@ methods.
 """
 
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from random import Random
 from typing import Any
@@ -25,15 +24,6 @@ from underhood.organisms.sight.pictures import COLOURS
 needs_diffusers = pytest.mark.skipif(
     find_spec("diffusers") is None, reason="diffusers is not installed: underhood[vision]"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time in models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

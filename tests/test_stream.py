@@ -1,7 +1,6 @@
 """`stream`: what its layers and states carry, by hooks and emptied weights of the plain module."""
 
 import copy
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -14,14 +13,6 @@ from underhood.organisms.establish import Trial
 from underhood.organisms.stream import LAYERS, N, deciding, forget
 
 TASKS = ("capitals", "successors", "agreement", "mood")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

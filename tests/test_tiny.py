@@ -20,11 +20,6 @@ OWN_CACHE = {"recurrent_gemma"}
 ONE_ROW_CACHE = {"rwkv"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @torch.no_grad()
 def logits_of(model: TinyModel, **inputs: Tensor) -> Tensor:
     out: Any = model.module(**inputs)

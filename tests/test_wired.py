@@ -1,6 +1,5 @@
 """Wired organisms do their task, and exactly the edges they declare are true."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -19,15 +18,6 @@ from wired_oracle import Oracle, difference, single_edges
 SITES = ("z", "q", "k", "v", "head_out", "mlp_out", "resid_pre", "resid_post")
 TRUE, FALSE, SIGNED = 1e-3, 2e-5, 2e-4
 """Shares of the range: mean sizes of true and of false effects, and mean effects of true edges."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time in models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
