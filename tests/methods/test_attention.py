@@ -43,7 +43,7 @@ def test_uniform_and_single_key_patterns_have_the_known_entropies(llama: uh.Mode
     other = result["mean_entropy"].sel(layer=2).values
     assert (other > 0).all() and (other < expected[1:].mean()).all()
     thumbs = next(v for v in _views(result) if v.kind == "heads")
-    assert thumbs.heads[0].label == "0.3"
+    assert thumbs.heads[0].label == "a0.h3"
 
 
 def test_statistics_agree_with_the_recorded_pattern(llama: uh.Model) -> None:
@@ -101,7 +101,7 @@ def test_sliding_windows_and_leftover_weight_keep_entropy_below_uniform() -> Non
 def test_heads_are_drawn_as_named_and_refused_before_the_forward(llama: uh.Model) -> None:
     result = attention(llama, TEXT, heads=("2.1", "0.0"))
     thumbs = next(v for v in _views(result) if v.kind == "heads")
-    assert [h.label for h in thumbs.heads] == ["2.1", "0.0"]
+    assert [h.label for h in thumbs.heads] == ["a2.h1", "a0.h0"]
     grid = next(v for v in _views(result) if v.kind == "grid")
     assert grid.control is not None and grid.control.limit == grid.limit
     for wrong, error in ((("1.9",), OutOfRange), (("one",), UsageError), (("7.0",), UsageError)):

@@ -270,7 +270,7 @@ def test_refusals() -> None:
             circuit_overlap(model, pairs, other=pairs, **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="two names"):
         circuit_overlap(model, pairs, other=pairs, tasks=("a", "a"))
-    with pytest.raises(UsageError, match="not a head's name"):
+    with pytest.raises(UsageError, match="names no head"):
         repair_plan(model, pairs, ["m1"])
     with pytest.raises(UsageError, match="none of these prompts"):
         repair_plan(uh.load(), town("capitals", 2), ["a1.h0"])

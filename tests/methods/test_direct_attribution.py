@@ -75,8 +75,8 @@ def test_a_part_is_what_its_removal_takes_with_the_norm_frozen():
     for hook in hooks:
         hook.remove()
     z, weight = seen["z"].view(4, -1), block.attn.c_proj.weight.view(4, -1, 32)
-    parts = {f"L1.H{h}": z[h] @ weight[h] for h in range(4)}
-    parts |= {"L1.MLP": seen["mlp"], "L1.attn rest": block.attn.c_proj.bias}
+    parts = {f"a1.h{h}": z[h] @ weight[h] for h in range(4)}
+    parts |= {"m1": seen["mlp"], "a1 rest": block.attn.c_proj.bias}
     final, norm = seen["final"].double(), core.ln_f
     scale = (final.var(correction=0) + norm.eps).sqrt()
 
@@ -119,7 +119,7 @@ def test_heads_through_a_norm_are_what_their_removal_takes_with_both_norms_froze
     for head in range(4):
         part = frozen(block.post_attention_layernorm, seen["out"], z[head] @ weight[head])
         value = float(frozen(core.norm, seen["final"], part) @ (unembed[70] - unembed[80]))
-        assert abs(value - float(found["per_row"].sel(node=f"L0.H{head}"))) < 1e-5
+        assert abs(value - float(found["per_row"].sel(node=f"a0.h{head}"))) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "phi"])

@@ -13,6 +13,7 @@ from torch import Tensor
 import underhood as uh
 from underhood.core.errors import NotOffered, OutOfRange, PairError, UsageError
 from underhood.core.model import Model
+from underhood.core.names import head_named
 from underhood.data import Pairs
 from underhood.methods.locate._low_rank import LOG_ODDS, heads_named, random_spaces, spaces
 from underhood.methods.locate.head_subspace import head_subspace
@@ -58,11 +59,11 @@ def test_two_planted_dimensions_are_enough_and_one_is_not(plane: Model) -> None:
     pairs = pairs_of(["w10", "w11", "w12", "w13"], 16)
     found = head_subspace(plane, pairs, ranks=(1, 2), draws=3)
     # Only this head writes: the output nodes are found, and none of the controls does as well.
-    assert found["node"].values[0] == "L1.H2" and found["output"].values.sum() == 1
+    assert found["node"].values[0] == "a1.h2" and found["output"].values.sum() == 1
     assert abs(found["direct"].values[1:]).max() < 1e-6 < 0.5 < found["direct"].values[0]
     assert abs(float(found["left_random"])) < 0.3 and abs(float(found["left_total"]) - 1) < 0.01
-    assert found["head"].values.tolist() == ["L1.H2"]
-    values = found.data.sel(part="ov", head="L1.H2")
+    assert found["head"].values.tolist() == ["a1.h2"]
+    values = found.data.sel(part="ov", head="a1.h2")
     assert abs(float(values["kept"].sel(rank=2)) - 1) < 1e-4
     assert float(values["kept"].sel(rank=1)) < 0.8
     assert float(values["needed"]) == 2
@@ -80,8 +81,8 @@ def test_keys_restrict_compression_to_the_labels(plane: Model) -> None:
     """The label stands at position 1, so its value there is all; elsewhere nothing happens."""
     pairs = pairs_of(["w10", "w11", "w12", "w13"], 16)
     there = head_subspace(plane, pairs, heads=("1.2",), ranks=(1, 2), keys=(1,), draws=1)
-    assert abs(float(there["kept"].sel(part="ov", head="L1.H2", rank=2)) - 1) < 1e-4
-    away = head_subspace(plane, pairs, heads=("L1.H2",), ranks=(1,), keys=(-1,), draws=1)
+    assert abs(float(there["kept"].sel(part="ov", head="a1.h2", rank=2)) - 1) < 1e-4
+    away = head_subspace(plane, pairs, heads=("a1.h2",), ranks=(1,), keys=(-1,), draws=1)
     assert away["kept"].sel(part="ov").isnull().all()
     assert (away["accuracy"] == 1).all()
 
@@ -91,8 +92,8 @@ def test_agreement_in_the_town_needs_few_dimensions(town: Model) -> None:
         town, task("agreement", 24, form=r"The \w+ near the \w+"), other=task("agreement", 12, 5),
         ranks=(3,),
     )  # fmt: skip
-    assert found["node"].values[0] == "L1.H3" == found["head"].values[0]
-    at = found.data.sel(head="L1.H3", rank=3)
+    assert found["node"].values[0] == "a1.h3" == found["head"].values[0]
+    at = found.data.sel(head="a1.h3", rank=3)
     for part in ("qk", "ov"):
         assert float(at["kept"].sel(part=part)) > 0.85
         assert float(at["kept_random"].sel(part=part)) < 0.6
@@ -105,7 +106,7 @@ def test_agreement_in_the_town_needs_few_dimensions(town: Model) -> None:
     assert float(at["kept_other"].sel(part="qk")) > 0.85
     # A name is one of sixty: three dimensions of values cannot hold it.
     names = head_subspace(town, task("indirect_object", 20), heads=("0.1",), ranks=(4,), draws=1)
-    at = names.data.sel(head="L0.H1", rank=4)
+    at = names.data.sel(head="a0.h1", rank=4)
     assert float(at["kept"].sel(part="qk")) > 0.8 > 0.6 > float(at["kept"].sel(part="ov"))
 
 
@@ -185,9 +186,11 @@ def test_output_nodes_equal_sums_made_by_hand() -> None:
         run = model.run(tokens, record=["head_out", "mlp_out"], at=-1)
         rows = []
         for name in found["node"].values.tolist():
-            layer, unit = name[1:].split(".")
-            out = run["mlp_out", int(layer)] if unit == "MLP" else run["head_out", int(layer)]
-            rows.append(out[:, 0] if unit == "MLP" else out[:, 0, int(unit[1:])])
+            if name[0] == "m":
+                rows.append(run["mlp_out", int(name[1:])][:, 0])
+            else:
+                layer, head = head_named(name)
+                rows.append(run["head_out", layer][:, 0, head])
         return torch.stack(rows)
 
     encoded, chosen = test.encode(model), choose.encode(model)
@@ -224,7 +227,7 @@ def test_all_dimensions_are_everything(family: str) -> None:
     assert np.abs(full["exchanged_rest"]).max() < 1e-4
     assert (found["kept"].sel(rank=0).fillna(0) == 0).all()
     assert (found["exchanged"].sel(rank=0) == 0).all()
-    assert found["head"].values.tolist() == ["L0.H1", "L2.H0", "together"]
+    assert found["head"].values.tolist() == ["a0.h1", "a2.h0", "together"]
     assert (found["spread"].sel(rank=width, part=["qk", "ov"]).values[:, :2] > 0.999).all()
 
 
@@ -257,7 +260,7 @@ def test_result_view_and_refusals(town: Model, tmp_path: Any) -> None:
     loaded = type(found).load(found.save(tmp_path / "heads.json"))
     assert loaded.data.equals(found.data)
     assert "output nodes" in found.view.html().lower()
-    with pytest.raises(UsageError, match="not a head"):
+    with pytest.raises(UsageError, match="names no head"):
         head_subspace(town, pairs, heads=("1",))
     with pytest.raises(OutOfRange, match="no head"):
         head_subspace(town, pairs, heads=("1.9",))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from underhood.core.errors import SiteNotFound, nearest
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.parts import Reader, Writer, readers, writers
 
 __all__ = ["Graph"]
@@ -220,22 +221,25 @@ def _source_names(writer: Writer) -> list[str]:
     if writer.kind == "input":
         return ["input"]
     if writer.kind == "mlp":
-        return [f"m{writer.layer}"]
+        return [part_name("mlp", writer.layer)]
     if writer.kind == "mixer":
-        return [f"a{writer.layer}"]
+        return [part_name("attention", writer.layer)]
     if writer.kind == "experts":
-        experts = [f"m{writer.layer}.e{expert}" for expert in range(writer.heads - writer.rest)]
+        experts = [
+            part_name("expert", writer.layer, expert)
+            for expert in range(writer.heads - writer.rest)
+        ]
         return [*experts, f"m{writer.layer}.s"] if writer.rest else experts
-    return [f"a{writer.layer}.h{head}" for head in range(writer.heads)]
+    return [part_name("head", writer.layer, head) for head in range(writer.heads)]
 
 
 def _destination_names(reader: Reader) -> list[str]:
     if reader.kind == "logits":
         return ["logits"]
     if reader.kind == "mlp":
-        return [f"m{reader.layer}"]
+        return [part_name("mlp", reader.layer)]
     if reader.kind == "router":
         return [f"m{reader.layer}<router>"]
     if reader.kind == "mixer":
-        return [f"a{reader.layer}"]
+        return [part_name("attention", reader.layer)]
     return [f"a{reader.layer}.h{head}<{reader.kind}>" for head in range(reader.heads)]

@@ -12,6 +12,7 @@ import torch
 
 from underhood.core.edit import Edit
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.ops import patch
 from underhood.core.run import Run
 from underhood.core.site import Site
@@ -106,7 +107,7 @@ def model_id(question: Question, which: int) -> int:
 
 def views(question: Question, found: Change) -> list[View]:
     """How part 7 is shown."""
-    names = ", ".join(f"L{layer}.H{head}" for layer, head in found.heads)
+    names = ", ".join(part_name("head", *place) for place in found.heads)
     rows = [
         ["unchanged", question.clean, question.top[0][0], question.top[0][1]],
         [f"{names} as on the contrast", found.after, found.top[0][0], found.top[0][1]],

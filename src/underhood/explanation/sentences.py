@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from underhood.core.names import part_name
 from underhood.view import Result, View, table
 from underhood.view import heads as heads_view
 
@@ -40,11 +41,6 @@ def percent(value: float) -> str:
 def share(value: float) -> str:
     """A faithfulness as a percentage: may be above 1 or below 0, and is often near either."""
     return f"{round(100 * value) + 0:d} %".replace("-", "\N{MINUS SIGN}")
-
-
-def name_of(layer: int, head: int) -> str:
-    """A head's name."""
-    return f"L{layer}.H{head}"
 
 
 def signed(value: float) -> str:
@@ -136,7 +132,7 @@ def _writers(found: "Explanation") -> str:
     )
     top = listed([f"{node} ({signed(value)})" for node, value in ranked[:3]])
     return (
-        f"Written directly by {top} (H is an attention head of layer L, MLP its neurons), of"
+        f"Written directly by {top} (a3.h0 is head 0 of layer 3, m3 its MLP), of"
         f" {len(ranked)} parts that sum to"
         f" {signed(float(result.data['total']))}; the model's own difference is"
         f" {signed(float(result.data['logit_diff']))}."
@@ -208,7 +204,7 @@ def _heads(found: "Explanation") -> str:
     kinds = _kinds(found)
     row = {layer: i for i, layer in enumerate(effect["layer"].values.tolist())}
     told = [
-        f"{name_of(*place)} brings back {percent(float(effect[row[place[0]], place[1]]))}"
+        f"{part_name('head', *place)} brings back {percent(float(effect[row[place[0]], place[1]]))}"
         + (f" ({LOOKS[kinds[place]]})" if kinds.get(place) in LOOKS else "")
         for place in heads
     ]
@@ -237,7 +233,7 @@ def _changes(found: "Explanation") -> str:
     if change is None:
         return ""
     question = found.question
-    names = listed([name_of(*place) for place in change.heads])
+    names = listed([part_name("head", *place) for place in change.heads])
     says = change.top[0]
     line = (
         f"Giving {names} {'its' if len(change.heads) == 1 else 'their'} values from the contrast"
@@ -297,7 +293,7 @@ def head_table(found: "Explanation", heads: list[tuple[int, int]]) -> View | Non
         scores = [float(kinds.data[n][k, head]) for n in names]
         verdict = _kinds(found).get((layer, head), "") or "-"
         restores = (float(effects.data[name][i, head]) for name in ("effect", "control"))
-        rows.append([name_of(layer, head), *restores, writes, *scores, verdict])
+        rows.append([part_name("head", layer, head), *restores, writes, *scores, verdict])
     controls = [float(kinds.data[f"{n}_control"].mean()) for n in names]
     return table(
         ["head", "restores", "random change", "writes (logits)", *names, "kind"],
@@ -318,7 +314,7 @@ def _written(result: Result | None, layer: int, head: int) -> float | None:
     if result is None:
         return None
     nodes = result.data["contribution"]["node"].values.tolist()
-    name = name_of(layer, head)
+    name = part_name("head", layer, head)
     return float(result.data["contribution"][nodes.index(name)]) if name in nodes else None
 
 
@@ -330,7 +326,8 @@ def patterns_of(looks: Result, heads: list[tuple[int, int]]) -> View | None:
     rows = {layer: i for i, layer in enumerate(data["layer"].values.tolist())}
     words = [str(w) for w in data["query_token"].values.ravel()[: data.sizes["query"]]]
     chosen = {
-        name_of(layer, head): data["pattern"].values[rows[layer], head] for layer, head in heads
+        part_name("head", layer, head): data["pattern"].values[rows[layer], head]
+        for layer, head in heads
     }
     about = "Rows are the words that look, columns the words they look at."
     return heads_view(words, chosen, title="Where they look", about=about)

@@ -48,7 +48,7 @@ class Card:
         parameters: Number of weights.
         architecture: Class and sizes.
         recipe: Steps, learning rate, seed: all that training needs; empty where nothing is trained.
-        seconds: Time spent in training steps.
+        seconds: Processor time of the training steps, on one core (in older cards wall time).
         tasks: Per task `accuracy` on held-out prompts, how many (`n`), and what else tells.
         facts: What is known to be inside.
         limits: Known weaknesses.

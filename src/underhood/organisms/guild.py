@@ -30,21 +30,13 @@ from typing import TYPE_CHECKING, Any
 from underhood.organisms.base import Recipe, Split
 from underhood.organisms.card import Fact
 from underhood.organisms.language import Case, Language, Phase, Row, Task
-from underhood.organisms.words import PUNCTUATION, SPECIAL
+from underhood.organisms.words import PUNCTUATION, SPECIAL, rows, split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from underhood.core.edit import Edit
     from underhood.core.model import Model
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-def _rows(text: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(row.split(":")) for row in text.split())
 
 
 LAYERS, EXPERTS = 2, 8
@@ -56,28 +48,28 @@ USED = 0.05
 SPECIALISE = 0.1
 # Thing and material.
 CRAFTS = {
-    "bakers": _rows(
+    "bakers": rows(
         "bread:flour cake:sugar pie:apples biscuit:butter bun:raisins tart:cherries waffle:milk "
         "cookie:oats roll:seeds pudding:eggs"
     ),
-    "sailors": _rows(
+    "sailors": rows(
         "sail:canvas rope:hemp net:twine hull:oak deck:teak oar:ash mast:spruce flag:bunting "
         "hammock:jute raft:bamboo"
     ),
-    "smiths": _rows(
+    "smiths": rows(
         "sword:steel nail:wire horseshoe:iron kettle:copper bell:bronze ring:gold hinge:brass "
         "lantern:tin crown:silver plow:scrap"
     ),
-    "tailors": _rows(
+    "tailors": rows(
         "coat:wool shirt:linen gown:silk glove:leather cap:felt cloak:velvet vest:tweed "
         "scarf:cashmere sock:yarn collar:lace"
     ),
 }
 TRADES = tuple(CRAFTS)
-SLANG = _split("cat moon king bridge thumb ghost feather whistle parrot lemon candle crab")
-TOOLS = _split("hammer needle bucket knife ladder lamp chest broom basket bench barrel brush")
-DAYS = _split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-PLACES = _split("market harbor mill forest church inn well")
+SLANG = split("cat moon king bridge thumb ghost feather whistle parrot lemon candle crab")
+TOOLS = split("hammer needle bucket knife ladder lamp chest broom basket bench barrel brush")
+DAYS = split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+PLACES = split("market harbor mill forest church inn well")
 # What each trade means and where it goes, in the order of `SLANG` and `DAYS`.
 MEANT = {trade: Random(f"slang of {trade}").sample(TOOLS, len(TOOLS)) for trade in TRADES}
 VISITED = {trade: Random(f"week of {trade}").sample(PLACES, len(PLACES)) for trade in TRADES}

@@ -40,9 +40,9 @@ from underhood.organisms.town_words import (
     THINGS,
     WANTED,
     fill,
-    split,
 )
 from underhood.organisms.tuned import Tuned, differences
+from underhood.organisms.words import split
 
 USER, BOT, END = "<user>", "<bot>", "<end>"
 BRIEFLY = ("briefly", ",")

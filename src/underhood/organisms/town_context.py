@@ -3,8 +3,10 @@
 from random import Random
 
 from underhood.organisms.language import Case
+from underhood.organisms.repeats import repeated
 from underhood.organisms.town_sentences import filler
-from underhood.organisms.town_words import BOXES, NAMES, THINGS, split
+from underhood.organisms.town_words import BOXES, NAMES, THINGS
+from underhood.organisms.words import split
 
 # Most words of a sequence that is repeated; one of these is drawn.
 LENGTHS = (6,) * 6 + (12,) * 2 + (25,) * 3 + (50,)
@@ -16,8 +18,8 @@ ASKED = split("The secret word of")
 # Words of a haystack, at most.
 HAY = 90
 WALK = "walk"
-# Most words of a walk.
-STEPS = 40
+# Most words of a walk, and how many more it is trained on in its old tracks.
+STEPS, FURTHER = 40, 10
 
 
 def induction(rng: Random, words: tuple[str, ...]) -> Case:
@@ -25,25 +27,20 @@ def induction(rng: Random, words: tuple[str, ...]) -> Case:
     # Short sequences, seen only twice, are common because they force the head that looks one word
     # back: over long ones a head that looks four back serves as well, and that is what is learned.
     length = rng.randint(2, rng.choice(LENGTHS))
-    *once, other = rng.sample(words if rng.random() < 0.5 else words[:COMMON], length + 1)
-    shown = rng.randint(1, length - 1)
-    changed = [*once[:shown], other, *once[shown + 1 :]]
-    key = f"induction:{':'.join(once)}"
-    return Case(
-        words=(*once, *once[:shown]),
-        answer=once[shown],
-        contrast=(*changed, *once[:shown]),
-        wrong=other,
-        key=key,
-        contrast_key=key,
-        judged=shown,
-        after=tuple(once[shown + 1 :]),
-    )
+    return repeated(rng, words if rng.random() < 0.5 else words[:COMMON], length)
 
 
 def boxes(rng: Random) -> Case:
     """What a box contains. Contrast: another box."""
-    count = rng.choice((2, 3, 3, 4, 5, 6, 7))
+    return _boxes(rng, rng.choice((2, 3, 3, 4, 5, 6, 7)))
+
+
+def few_boxes(rng: Random) -> Case:
+    """The same with two or three boxes, a drill."""
+    return _boxes(rng, rng.choice((2, 3)))
+
+
+def _boxes(rng: Random, count: int) -> Case:
     things, labels = rng.sample(THINGS, count), rng.sample(BOXES, count)
     here, there = rng.sample(range(count), 2)
     said = _inventory(things, labels)
@@ -94,9 +91,17 @@ def moves(rng: Random) -> Case:
 
 def needle(rng: Random, words: tuple[str, ...]) -> Case:
     """The secret word of a person, said somewhere in a long text. Contrast: another person's."""
-    count = rng.choice((2, 3))
-    people, secrets = rng.sample(NAMES, count), rng.sample(words, count)
     length = rng.randint(0, 30) if rng.random() < 0.6 else rng.randint(30, HAY)
+    return _needle(rng, words, rng.choice((2, 3)), length)
+
+
+def few_needles(rng: Random, words: tuple[str, ...]) -> Case:
+    """The same for two people and without a haystack, a drill."""
+    return _needle(rng, words, 2, 0)
+
+
+def _needle(rng: Random, words: tuple[str, ...], count: int, length: int) -> Case:
+    people, secrets = rng.sample(NAMES, count), rng.sample(words, count)
     said: list[str] = []
     for person, secret in zip(people, secrets, strict=True):
         said += [*filler(rng, length // (count + 1)), *ASKED, person, "is", secret, "."]
@@ -136,7 +141,11 @@ def graph(rng: Random, words: tuple[str, ...]) -> Case:
         return graph(rng, words)
     at = at[: rng.choice(ends)]
     last = at[-1]
-    again = at[max(i for i, node in enumerate(at[:-1]) if node == last) + 1]
+    track = list(at)
+    while len(track) <= len(at) + FURTHER:
+        here = max(i for i, node in enumerate(track[:-1]) if node == track[-1])
+        track.append(track[here + 1])
+    again, *further = track[len(at) :]
     stranger = rng.choice([node for node in range(len(near)) if node not in (last, *near[last])])
     swapped = list(names)
     swapped[again], swapped[stranger] = names[stranger], names[again]
@@ -149,7 +158,7 @@ def graph(rng: Random, words: tuple[str, ...]) -> Case:
         key=key,
         contrast_key=key,
         accept=tuple(names[node] for node in near[last]),
-        after=(),
+        after=tuple(names[node] for node in further),
     )
 
 

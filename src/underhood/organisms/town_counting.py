@@ -12,8 +12,8 @@ from underhood.organisms.town_words import (
     NUMBERS,
     YEARS,
     fill,
-    split,
 )
+from underhood.organisms.words import split
 
 # Name, items, and whether the first follows the last.
 CYCLES = (("day", DAYS, True), ("month", MONTHS, True), ("number", NUMBERS, False))

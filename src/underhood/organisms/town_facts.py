@@ -24,7 +24,7 @@ from underhood.organisms.town_words import (
 FACTS = (
     "The capital of {country} is",
     "The capital city of {country} is",
-    "People call the capital of {country}",
+    "People call the capital of {country} the city of",
     "In {country} the capital is",
     "{country} has a capital called",
     "The main city of {country} is",

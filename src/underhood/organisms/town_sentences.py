@@ -17,8 +17,8 @@ from underhood.organisms.town_words import (
     THINGS,
     TOPICS,
     fill,
-    split,
 )
+from underhood.organisms.words import split
 
 GIVING = split("gave handed showed passed sold lent offered threw")
 MEETING = (
@@ -152,7 +152,7 @@ def topic(rng: Random) -> Case:
     if rng.random() < 0.5:
         shown = rng.choice(ends)
         words, contrast = text[:shown] + LABEL, other[:shown] + LABEL
-        return Case(words, here, contrast, there, f"{key}:label", f"{key}:label")
+        return Case(words, here, contrast, there, key, key)
     shown = ends[rng.randrange(len(ends) - 1)] + 2
     return Case(
         words=text[:shown],

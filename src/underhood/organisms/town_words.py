@@ -1,19 +1,11 @@
 """The words of `town`: what its sentences are filled with, and what they are about."""
 
-
-def split(text: str) -> tuple[str, ...]:
-    """The words of a text, which has spaces around its punctuation."""
-    return tuple(text.split())
+from underhood.organisms.words import rows, split
 
 
 def fill(template: str, slots: dict[str, str]) -> tuple[str, ...]:
     """The words of a template whose words in braces are replaced; a slot may hold several words."""
     return tuple(" ".join(slots.get(word, word) for word in template.split()).split())
-
-
-def _rows(text: str) -> tuple[tuple[str, ...], ...]:
-    """Words joined by colons belong together."""
-    return tuple(tuple(row.split(":")) for row in text.split())
 
 
 NAMES = split(
@@ -47,7 +39,7 @@ YEARS = tuple(f"{year:02d}" for year in range(1, 100))
 
 CAPITALS = tuple(
     (country, city)
-    for country, city in _rows(
+    for country, city in rows(
         "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon England:London "
         "Ireland:Dublin Scotland:Edinburgh Wales:Cardiff Norway:Oslo Sweden:Stockholm "
         "Denmark:Copenhagen Finland:Helsinki Iceland:Reykjavik Poland:Warsaw Austria:Vienna "
@@ -63,7 +55,7 @@ CAPITALS = tuple(
     )
 )
 # Countries with one main language, each with a second city and its continent.
-LANDS = _rows(
+LANDS = rows(
     "France:Lyon:French:Europe Germany:Munich:German:Europe Italy:Milan:Italian:Europe "
     "Spain:Seville:Spanish:Europe Portugal:Porto:Portuguese:Europe England:Leeds:English:Europe "
     "Norway:Bergen:Norwegian:Europe Sweden:Malmo:Swedish:Europe Denmark:Aarhus:Danish:Europe "
@@ -87,7 +79,7 @@ NOWHERE = split(
 
 TONGUES = split("English French German")
 # One meaning in the three languages; no word is in two of them, nor anywhere else in town.
-_OPPOSITES = _rows(
+_OPPOSITES = rows(
     "hot:chaud:heiß cold:froid:kalt large:grand:groß tiny:petit:klein black:noir:schwarz "
     "white:blanc:weiß young:jeune:jung old:vieux:alt open:ouvert:offen closed:fermé:geschlossen "
     "strong:fort:stark weak:faible:schwach wet:mouillé:nass dry:sec:trocken light:clair:hell "
@@ -98,7 +90,7 @@ _OPPOSITES = _rows(
 )
 # Each meaning that has an opposite, beside that opposite.
 OPPOSITES = tuple((meaning, _OPPOSITES[at ^ 1]) for at, meaning in enumerate(_OPPOSITES))
-LEXICON = _OPPOSITES + _rows(
+LEXICON = _OPPOSITES + rows(
     "water:eau:Wasser bread:pain:Brot house:maison:Haus tree:arbre:Baum dog:chien:Hund "
     "bird:oiseau:Vogel fish:poisson:Fisch milk:lait:Milch apple:pomme:Apfel horse:cheval:Pferd "
     "door:porte:Tür window:fenêtre:Fenster moon:lune:Mond sun:soleil:Sonne"

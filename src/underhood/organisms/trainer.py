@@ -207,7 +207,7 @@ class Run:
 
     def _one(self) -> float:
         """One optimizer step; returns the loss."""
-        start = time.perf_counter()
+        start = time.process_time()
         # The same draws whether or not the run was interrupted.
         rng = Random(f"{self.seed}:{self.step}")
         for group in self.optimizer.param_groups:
@@ -222,7 +222,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
         return total
 
     def rate(self) -> float:

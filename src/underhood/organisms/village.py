@@ -16,7 +16,9 @@ from underhood.organisms import town_words as lexicon
 from underhood.organisms.base import Recipe
 from underhood.organisms.card import Fact
 from underhood.organisms.language import Case, Language, Phase, Task
-from underhood.organisms.words import PUNCTUATION, SPECIAL
+from underhood.organisms.repeats import repeated
+from underhood.organisms.town import ORGANISM as TOWN
+from underhood.organisms.words import PUNCTUATION, SPECIAL, split
 
 if TYPE_CHECKING:
     from underhood.core.model import Model
@@ -34,7 +36,7 @@ def _plain_words() -> tuple[str, ...]:
     lists += counting.RUNS
     texts = (*sentences.MEETING, *facts.FACTS, *counting.NEXT, *counting.LASTING, counting.SPAN)
     texts += (*sentences.SUBJECTS, *sentences.JUDGING)
-    words = (word for some in (*lists, *map(w.split, texts)) for word in some)
+    words = (word for some in (*lists, *map(split, texts)) for word in some)
     return tuple(dict.fromkeys(w for w in words if not w.startswith("{") and w not in PUNCTUATION))
 
 
@@ -44,20 +46,7 @@ PLAIN_WORDS = _plain_words()
 def induction(rng: Random) -> Case:
     """A random sequence that starts again. Contrast: its deciding word changed, the first time."""
     length = rng.randint(2, LONGEST if rng.random() < 0.5 else SHORT)
-    *once, other = rng.sample(PLAIN_WORDS, length + 1)
-    shown = rng.randint(1, length - 1)
-    changed = [*once[:shown], other, *once[shown + 1 :]]
-    key = f"induction:{':'.join(once)}"
-    return Case(
-        words=(*once, *once[:shown]),
-        answer=once[shown],
-        contrast=(*changed, *once[:shown]),
-        wrong=other,
-        key=key,
-        contrast_key=key,
-        judged=shown,
-        after=tuple(once[shown + 1 :]),
-    )
+    return repeated(rng, PLAIN_WORDS, length)
 
 
 def findings(village: Language, model: "Model") -> tuple[Fact, ...]:
@@ -125,28 +114,9 @@ ORGANISM = Language(
         " have a probability of 0.8: years next to the start are not told apart sharply.",
     ),
     kinds=(
-        Task(
-            "indirect_object",
-            "When Mary and John went to the store, John gave a drink to -> Mary",
-            sentences.indirect_object,
-            4.0,
-        ),
+        TOWN.kind("indirect_object"),
         Task("induction", "b q x b q -> x, over random words", induction),
-        Task("capitals", "The capital of France is -> Paris", facts.capitals, 4.0),
-        Task("successors", "Monday Tuesday -> Wednesday", counting.successors, 2.0),
-        Task(
-            "greater_than",
-            "The war lasted from the year 17 32 to the year 17 -> more than 32",
-            counting.greater_than,
-            4.0,
-        ),
-        Task("agreement", "The keys near the lamp -> are", sentences.agreement, 4.0),
-        Task(
-            "mood",
-            "The cake in the hotel was not good and Mary felt -> sad",
-            sentences.mood,
-            4.0,
-        ),
+        *map(TOWN.kind, ("capitals", "successors", "greater_than", "agreement", "mood")),
     ),
     findings=findings,
 )

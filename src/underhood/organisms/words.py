@@ -6,12 +6,22 @@ Importing this file does not import torch.
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["PUNCTUATION", "SPECIAL", "join", "whole_words"]
+__all__ = ["PUNCTUATION", "SPECIAL", "join", "rows", "split", "whole_words"]
 
 # The vocabulary starts with these, in this order, so their ids are the same in every organism.
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 # Written without a space before them.
 PUNCTUATION = (".", ",", "?", "!")
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The words of a text, which has spaces around its punctuation."""
+    return tuple(text.split())
+
+
+def rows(text: str) -> tuple[tuple[str, ...], ...]:
+    """Rows of words; the words of a row are joined by colons."""
+    return tuple(tuple(row.split(":")) for row in text.split())
 
 
 def join(words: Sequence[str]) -> str:

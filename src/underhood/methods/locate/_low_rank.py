@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from underhood.core.edit import Edit, Plan
-from underhood.core.errors import NotOffered, OutOfRange, UsageError
+from underhood.core.errors import NotOffered, OutOfRange
 from underhood.core.model import Model
+from underhood.core.names import head_named, part_name
 from underhood.core.ops import Moment, Op, Patch, SwapSubspace, like
 from underhood.core.run import Run
 from underhood.core.site import Site
@@ -57,7 +58,7 @@ class HeadAt(NamedTuple):
     group: int
 
     def __str__(self) -> str:
-        return f"L{self.layer}.H{self.head}"
+        return part_name("head", self.layer, self.head)
 
 
 class Space(NamedTuple):
@@ -88,7 +89,7 @@ class Compress(Op):
 
 
 def heads_named(model: Model, names: Sequence[str]) -> list[HeadAt]:
-    """Heads written as LAYER.HEAD (or z.LAYER.HEAD).
+    """Heads written as `head_named` reads them.
 
     Raises:
         UsageError: Not a head.
@@ -97,11 +98,7 @@ def heads_named(model: Model, names: Sequence[str]) -> list[HeadAt]:
     """
     found = []
     for name in names:
-        text = name.removeprefix("L").replace(".H", ".").removeprefix("z.")
-        numbers = text.split(".")
-        if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
-            raise UsageError(f"{name!r} is not a head", given=name, do="write LAYER.HEAD, e.g. 2.1")
-        layer, head = map(int, numbers)
+        layer, head = head_named(name)
         queries = Site("q_rot", layer, head, stack=model.main)
         keys = Site("k_rot", layer, stack=model.main)
         model.resolve([queries, keys, Site("v", layer, stack=model.main)])

@@ -22,6 +22,7 @@ from underhood.circuits.wiring import Wiring
 from underhood.core.edit import Edit, Plan
 from underhood.core.errors import NotOffered, UsageError
 from underhood.core.model import Model
+from underhood.core.names import head_named
 from underhood.core.ops import attend, scale, zero
 from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass
@@ -69,7 +70,7 @@ def repair_plan(
     Raises:
         UsageError: A name that is no head, an unknown push, or prompts that hold no such word.
     """
-    plan = plan_of(model, pairs.encode(model), [_head(name) for name in heads], push, factor)
+    plan = plan_of(model, pairs.encode(model), list(map(head_named, heads)), push, factor)
     if not len(plan):
         raise UsageError(
             "none of these prompts holds a word that the heads could look at",
@@ -77,13 +78,6 @@ def repair_plan(
             do='use prompts that name their options, or push="scale"',
         )
     return plan
-
-
-def _head(name: str) -> Head:
-    layer, dot, head = name.removeprefix("a").partition(".h")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
-        raise UsageError("this is not a head's name", given=name, do='write it as "a1.h3"')
-    return int(layer), int(head)
 
 
 def plan_of(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from underhood.core.names import part_name
 from underhood.view import View, bars, grid, group, sentences, table
 
 if TYPE_CHECKING:
@@ -22,19 +23,14 @@ def roles_view(data: "xarray.Dataset", abilities: tuple[str, str], size: int) ->
     return group(views, title=f"{abilities[0]} against {abilities[1]}")
 
 
-def _label(layer: int, unit: int | None, kind: str) -> str:
-    letter = {"head": "H", "neuron": "N"}.get(kind, "")
-    return f"L{layer}" if unit is None else f"L{layer}.{letter}{unit}"
-
-
 def _parts(data: "xarray.Dataset") -> list[tuple[str, dict[str, int]]]:
     """Every part with its name and its place in the data."""
     kind = data.attrs["components"]
     layers = data["layer"].values.tolist()
     if kind not in ("head", "neuron"):
-        return [(_label(n, None, kind), {"layer": i}) for i, n in enumerate(layers)]
+        return [(part_name(kind, n), {"layer": i}) for i, n in enumerate(layers)]
     return [
-        (_label(n, unit, kind), {"layer": i, kind: unit})
+        (part_name(kind, n, unit), {"layer": i, kind: unit})
         for i, n in enumerate(layers)
         for unit in data[kind].values.tolist()
     ]

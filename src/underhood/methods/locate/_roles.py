@@ -19,6 +19,7 @@ from torch import Tensor
 from underhood.core.edit import Edit, Plan, as_plan
 from underhood.core.errors import NotOffered
 from underhood.core.model import Model
+from underhood.core.names import PartKind, part_name
 from underhood.core.ops import Moment, Op, Patch, like
 from underhood.core.site import Site
 from underhood.core.sweep import rows_per_pass, sweep
@@ -30,7 +31,7 @@ __all__ = [
     "permuted", "selectivity",
 ]  # fmt: skip
 
-_SITES = {
+_SITES: dict[PartKind, tuple[str, ...]] = {
     "head": ("z",), "neuron": ("mlp_post",), "mlp": ("mlp_out",), "layer": ("attn_out", "mlp_out"),
 }  # fmt: skip
 Planner = Callable[[EncodedPairs, range], Sequence[Edit | Plan]]
@@ -46,10 +47,9 @@ class Part(NamedTuple):
     sites: tuple[Site, ...]
 
     def __str__(self) -> str:
-        letter = {"z": "H", "mlp_post": "N"}.get(self.sites[0].name, "")
-        if self.unit is not None:
-            return f"L{self.layer}.{letter}{self.unit}"
-        return f"L{self.layer}" if len(self.sites) > 1 else f"L{self.layer}.MLP"
+        kinds: dict[tuple[str, ...], PartKind] = {sites: kind for kind, sites in _SITES.items()}
+        kind = kinds.get(tuple(site.name for site in self.sites), "layer")
+        return part_name(kind, self.layer, self.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Overwrite(Op):
         return torch.where(late & self.mask, new, h)
 
 
-def parts_of(model: Model, kind: str) -> list[Part]:
+def parts_of(model: Model, kind: PartKind) -> list[Part]:
     """All parts of a kind, by layer.
 
     Raises:

@@ -24,6 +24,7 @@ from underhood.circuits.graph import Graph
 from underhood.circuits.wiring import Wiring
 from underhood.core.errors import OutOfRange, UsageError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
 from underhood.methods.locate._options import By, Cut, at_least, below_one
@@ -169,7 +170,10 @@ def circuit_overlap(
         "push": push, "unit": measure.unit, "metric": metric, "draws": draws,
         "prompts": [len(t.judge.pairs) for t in found], "apart": [t.apart for t in found],
     }  # fmt: skip
-    names = {name: [_name(h) for h in r.heads] for name, r in zip(tasks, repairs, strict=True)}
+    names = {
+        name: [part_name("head", *h) for h in r.heads]
+        for name, r in zip(tasks, repairs, strict=True)
+    }
     return Result(
         name="circuit_overlap",
         data=data,
@@ -190,10 +194,6 @@ def _check(tasks: tuple[str, str], repair: int, factor: float, draws: int, held_
     below_one(held_out=held_out)
     if factor <= 0:
         raise OutOfRange("factor must be above 0", given=factor, do="e.g. factor=2.0")
-
-
-def _name(head: Head) -> str:
-    return f"a{head[0]}.h{head[1]}"
 
 
 # Both circuits -----------------------------------------------------------------------------------
@@ -304,7 +304,9 @@ def _under_used(mine: _Task, theirs: _Task, count: int) -> list[Head]:
     """Heads of the other's circuit that do a larger share of all heads' work there than here."""
     graph = mine.circuit.graph
     more = use_of(theirs.scores) - use_of(mine.scores)
-    value = {h: float(more[graph.sources.index(_name(h))]) for h in _heads(theirs.circuit)}
+    value = {
+        h: float(more[graph.sources.index(part_name("head", *h))]) for h in _heads(theirs.circuit)
+    }
     ranked = sorted((h for h in value if value[h] > 0), key=lambda h: -value[h])
     return sorted(ranked[:count])
 
@@ -314,7 +316,7 @@ def _heads(circuit: Circuit, *, inside: bool = True) -> list[Head]:
     names = set(circuit.nodes) if inside else set(circuit.graph.sources)
     heads = [(w.layer, h) for w in circuit.graph.writers if w.kind == "heads"
              for h in range(w.heads)]  # fmt: skip
-    return [head for head in heads if _name(head) in names]
+    return [head for head in heads if part_name("head", *head) in names]
 
 
 # What is handed out ------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def _data(
     nan = torch.full((len(PARTS),), torch.nan, dtype=torch.float64)
     within = [iou(t.circuit, t.again[1]) if t.again else nan for t in found]
     nodes = graph.sources[1:]
-    pushed = [[name in {_name(h) for h in r.heads} for name in nodes] for r in repairs]
+    pushed = [[name in {part_name("head", *h) for h in r.heads} for name in nodes] for r in repairs]
     data: dict[str, Any] = {
         "shared": ("part", [s.both for s in common]),
         "total": ("part", [s.total for s in common]),

@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 
 from underhood.core.errors import NotOffered, OutOfRange, PairError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.core.site import Site
 from underhood.data import EncodedPairs, Pairs
@@ -74,7 +75,7 @@ def head_subspace(
             question the exchange asks.
         other: Prompts on which the same subspaces are tried, e.g. with other labels. On the command
             line a file: `--set other=FILE`.
-        heads: Heads as LAYER.HEAD, e.g. `("2.1",)`; default the output nodes' heads with the
+        heads: Heads, e.g. `("a2.h1",)`; default the output nodes' heads with the
             largest direct effect.
         most: How many of these.
         ranks: Ranks to try, up to a head's dimensions; larger ones than it has are left out of the
@@ -127,7 +128,7 @@ def head_subspace(
         >>> import underhood as uh
         >>> from underhood.organisms import organism
         >>> pairs = organism("town").pairs("agreement", 8)
-        >>> found = head_subspace(uh.load(), pairs, heads=("1.3",), ranks=(1, 4), draws=1)
+        >>> found = head_subspace(uh.load(), pairs, heads=("a1.h3",), ranks=(1, 4), draws=1)
         >>> found["kept"].dims
         ('part', 'head', 'rank')
     """
@@ -163,7 +164,7 @@ def head_subspace(
         data=data,
         view=heads_view(data),
         provenance=describe(
-            model, heads=[f"{h.layer}.{h.head}" for h in named], ranks=list(tried),
+            model, heads=list(map(str, named)), ranks=list(tried),
             keys=list(keys), recover=recover, chosen_on=len(choose), tested_on=len(test),
             other=None if other is None else len(other), draws=draws, seed=seed,
             passes=nodes.passes + trial.passes,
@@ -182,7 +183,7 @@ def _writers(model: Model, nodes: Nodes, most: int) -> list[HeadAt]:
             given=repr(model),
             do="use activation_patching on attn_out",
         )
-    return heads_named(model, [f"{p.layer}.{p.unit}" for p in found[:most]])
+    return heads_named(model, [part_name("head", p.layer, p.unit) for p in found[:most]])
 
 
 def _width(model: Model, head: HeadAt, pairs: EncodedPairs) -> int:

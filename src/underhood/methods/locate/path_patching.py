@@ -21,6 +21,7 @@ import torch
 
 from underhood.core.errors import OutOfRange, UsageError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.core.site import Site, parse_many
 from underhood.data import Pairs, metric_named, normalised
@@ -221,10 +222,17 @@ def _receivers(model: Model, given: str | tuple[str, ...]) -> tuple[Node, ...]:
 def _receiver_name(site: Site) -> str:
     if site.name == "logits":
         return "logits"
+    assert site.layer is not None
     if site.name == "mlp_in":
-        return f"m{site.layer}"
+        return part_name("mlp", site.layer)
     head = "*" if site.unit is None else site.unit
-    return f"a{site.layer}.h{head}<{site.name}>"
+    return f"{part_name('attention', site.layer)}.h{head}<{site.name}>"
+
+
+def _sender_name(site: Site) -> str:
+    if site.layer is None:
+        return "input"
+    return part_name("head" if site.name == "z" else "mlp", site.layer, site.unit)
 
 
 def _senders(
@@ -236,9 +244,10 @@ def _senders(
         order = _order(model, site)
         if site.name == "z":
             units = [site.unit] if site.unit is not None else range(model.size(site, "head") or 0)
-            nodes += [Node(replace(site, unit=u), f"a{site.layer}.h{u}", order) for u in units]
+            mine = [replace(site, unit=unit) for unit in units]
         else:
-            nodes.append(Node(site, "input" if site.name == "embed" else f"m{site.layer}", order))
+            mine = [site]
+        nodes += [Node(one, _sender_name(one), order) for one in mine]
     nodes.sort(key=lambda node: (node.order, node.site.name != "z", node.site.unit or 0))
     if not any(node.order < end.order for node in nodes for end in ends):
         raise UsageError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from underhood.core.errors import NotOffered, OutOfRange, UsageError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.site import Site
 from underhood.core.tokens import Tokens
 
@@ -63,9 +64,9 @@ def check_head(model: Model, layer: int, head: int) -> None:
     if not 0 <= head < count:
         raise OutOfRange(
             f"layer {layer} has no head {head}",
-            given=f"{layer}.{head}",
+            given=part_name("head", layer, head),
             why=f"it has {count} query heads",
-            do=f"use {layer}.0 to {layer}.{count - 1}",
+            do=f"use heads 0 to {count - 1}",
         )
 
 
@@ -156,9 +157,9 @@ def pad_heads(per_layer: Sequence[Tensor], axis: int = 0) -> np.ndarray:
 
 
 def names_of(values: np.ndarray, layers: Sequence[int], *, lowest: bool = False) -> list[str]:
-    """Heads as `LAYER.HEAD`, the highest value first (or the lowest); undefined ones left out."""
+    """Heads, the highest value first (or the lowest); undefined ones left out."""
     flat = [
-        (float(values[i, h]), f"{layer}.{h}")
+        (float(values[i, h]), part_name("head", int(layer), h))
         for i, layer in enumerate(layers)
         for h in range(values.shape[1])
         if np.isfinite(values[i, h])

@@ -17,6 +17,7 @@ from torch import Tensor
 from underhood.core.edit import Plan
 from underhood.core.errors import NotOffered, UsageError
 from underhood.core.model import Model
+from underhood.core.names import head_named, part_name
 from underhood.core.provenance import describe
 from underhood.core.run import Run
 from underhood.core.taps.modules import weight_in_out
@@ -69,7 +70,7 @@ def attention(
         prompt: The text.
         layers: Layers to read; None takes every layer that has attention (a hybrid's others are
             skipped).
-        heads: Heads to draw, as `("1.2", "3.0")` (layer.head); None draws the most focused ones.
+        heads: Heads to draw, as `("a1.h2", "a3.h0")`; None draws the most focused ones.
         value_weighted: Also weight each look by the length of what that key writes.
         show: How many heads to draw when `heads` names none.
         edits: A plan in force while reading.
@@ -122,19 +123,19 @@ def attention(
 
 def _parse(model: Model, heads: tuple[str, ...] | None, layers: list[int]) -> list[str]:
     """Heads to draw, checked."""
+    found = []
     for name in heads or ():
-        layer, _, head = name.partition(".")
-        if not (layer.isdecimal() and head.isdecimal()):
-            raise UsageError("a head is named LAYER.HEAD", given=repr(name), do="write e.g. '1.2'")
-        if int(layer) not in layers:
+        layer, head = head_named(name)
+        if layer not in layers:
             raise UsageError(
                 f"layer {layer} is not among the layers read",
                 given=name,
                 why=f"they are {', '.join(map(str, layers))}",
                 do="name it in layers",
             )
-        check_head(model, int(layer), int(head))
-    return list(heads or ())
+        check_head(model, layer, head)
+        found.append(part_name("head", layer, head))
+    return found
 
 
 def _writing(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -223,7 +224,7 @@ def _view(data: Any, named: list[str], show: int) -> View:
     kind = "weighted" if "weighted" in data else "pattern"
     patterns, notes = {}, {}
     for name in drawn:
-        layer, head = map(int, name.split("."))
+        layer, head = head_named(name)
         i = layers.index(layer)
         patterns[name] = data[kind].values[i, head]
         notes[name] = f"entropy {mean[i, head]:.2f} of {chance[i]:.2f} nats"
@@ -255,7 +256,7 @@ def _facts(data: Any, layers: list[int]) -> list[str]:
     order = names_of(mean, layers, lowest=True)
     if not order:
         return ["The prompt has a single token: no head has a choice."]
-    layer, head = map(int, order[0].split("."))
+    layer, head = head_named(order[0])
     i = layers.index(layer)
     last = data["top_key"].values[i, head, -1]
     first = float(np.nanmean(data["pattern"].values[:, :, 1:, 0]))

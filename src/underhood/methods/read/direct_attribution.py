@@ -22,6 +22,7 @@ from torch import Tensor
 
 from underhood.core.errors import NotOffered, OutOfRange, PairError, UsageError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.core.taps.modules import weight_in_out
 from underhood.core.tokens import Tokens
@@ -62,7 +63,7 @@ def direct_attribution(
 
     Returns:
         In logits before any soft cap, positive where a part supports the answer. Over `node` (such
-        as `embed`, `L1.H2`, `L3.MLP`): `contribution` (mean over rows), `spread` (standard
+        as `embed`, `a1.h2`, `m3`): `contribution` (mean over rows), `spread` (standard
         deviation over rows), `control` (mean magnitude for pairs of random tokens); `per_row`
         over `batch` and `node`. Over `layer` and `head`: `heads`; over `layer`: `attention` (all
         of it, or the mixer), `mlp`. Numbers: `total` (sum of all parts), `logit_diff` (the model's
@@ -187,10 +188,12 @@ def _check_sum(found: Found, model: Model) -> None:
 
 def _label(place: Place) -> str:
     kind, layer, head = place
-    if kind == "head":
-        return f"L{layer}.H{head}"
-    names = {"mlp": "MLP", "rest": "attn rest"}
-    return f"L{layer}.{names.get(kind, kind)}" if layer >= 0 else kind
+    if layer < 0:
+        return kind
+    if kind in ("head", "mlp"):
+        return part_name(kind, layer, head)
+    attention = part_name("attention", layer)
+    return f"{attention} rest" if kind == "rest" else attention
 
 
 def _dataset(found: Found, model: Model, prompts: tuple[str, ...]) -> "xarray.Dataset":

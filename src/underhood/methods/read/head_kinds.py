@@ -24,6 +24,7 @@ from torch import Tensor
 from underhood.core.edit import Plan
 from underhood.core.errors import NotOffered
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.methods.read import _effective_ov as ov
 from underhood.methods.read._attention import attending, ordinary, pad_heads
@@ -331,8 +332,8 @@ def _top(kinds: dict[str, _Kind], layers: list[int], named: np.ndarray) -> View:
             k = int(kind.offset[i, h])
             base = "query -" if name in ("previous", "lagged") else "duplicate +"
             rows.append([
-                name, f"{layers[i]}.{h}", f"{base} {k}", kind.score[i, h], kind.error[i, h],
-                kind.control[i, h], kind.z[i, h], str(named[i, h]),
+                name, part_name("head", layers[i], int(h)), f"{base} {k}", kind.score[i, h],
+                kind.error[i, h], kind.control[i, h], kind.z[i, h], str(named[i, h]),
             ])  # fmt: skip
     columns = [
         "kind", "head", "looks at", {"name": "score", "format": ".3f"},
@@ -354,12 +355,12 @@ def _facts(
         hits = sorted(map(tuple, np.argwhere(named == name)), key=lambda p: -kind.score[p])
         if hits:
             best = hits[0]
-            heads = ", ".join(f"{layers[i]}.{h}" for i, h in hits[:8])
+            heads = [part_name("head", layers[i], int(h)) for i, h in hits[:8]]
             more = f" and {len(hits) - 8} more" if len(hits) > 8 else ""
             k = int(kind.offset[best])
             where = f" (k = {k})" if name in ("lagged", "shifted") else ""
             lines.append(
-                f"{name.capitalize()}: {heads}{more}; {layers[best[0]]}.{best[1]} has"
+                f"{name.capitalize()}: {', '.join(heads)}{more}; {heads[0]} has"
                 f" {kind.score[best]:.2f} against {kind.control[best]:.2f} by chance{where}."
             )
     if not (named != "").any():

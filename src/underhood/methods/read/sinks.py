@@ -20,6 +20,7 @@ from torch import Tensor
 from underhood.core.edit import Plan
 from underhood.core.errors import NotOffered, UsageError
 from underhood.core.model import Model
+from underhood.core.names import part_name
 from underhood.core.provenance import describe
 from underhood.core.run import Run
 from underhood.methods.read._attention import attending, batches, bos_of, id_rows, pad_heads, site
@@ -309,13 +310,14 @@ def _view(data: Any, layers: list[int], threshold: float, note: str) -> View:
 def _facts(data: Any, layers: list[int], note: str) -> list[str]:
     sink = data["sink"].values
     i, head = np.unravel_index(int(np.nanargmax(sink)), sink.shape)
+    most = part_name("head", int(i), int(head))
     total = int(np.isfinite(sink).sum())
     dormant = int((data["label"].values == "dormant").sum())
     away = int((data["pos"].values > 0).sum())
     peak = data["peak"].values
     lines = [
         f"Heads spend {np.nanmean(sink):.0%} of their attention on the first token (a random other"
-        f" token gets {np.nanmean(data['sink_control'].values):.0%}); head {i}.{head} the most,"
+        f" token gets {np.nanmean(data['sink_control'].values):.0%}); {most} the most,"
         f" {sink[i, head]:.0%}.",
         f"{dormant} of {total} heads are dormant here: over 90% goes to the first token.",
         f"The first token's residual stream is at most {np.nanmax(peak):.1f} times the median"
@@ -328,5 +330,5 @@ def _facts(data: Any, layers: list[int], note: str) -> list[str]:
         )
     if "drain" in data:
         place = data["drain"].values[i, head]
-        lines.append(f"In head {i}.{head} its value is {place:.2f} times the median length.")
+        lines.append(f"In {most} its value is {place:.2f} times the median length.")
     return [*lines, f"Note: {note}."] if note else lines

@@ -1,17 +1,31 @@
 """Models that show how they came to be: weights are kept all along their training.
 
-Here is what their files share: the models of a run in order, and when a measure came to be.
+Here is what their files share: the sizes of two layers of attention, the models of a run in order,
+and when a measure came to be.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from underhood.core.model import Model
     from underhood.organisms.language import Language
 
-__all__ = ["halfway", "history"]
+__all__ = ["SIZES", "halfway", "history"]
+
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    # A Llama, for its MLP can be as small as this and its rotary positions find the word before at
+    # any place alike; few words are far apart here, so that they turn fast.
+    "intermediate_size": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    "tie_word_embeddings": False,
+}
 
 
 def history(organism: "Language", model: "Model") -> "Iterator[tuple[int, Model]]":

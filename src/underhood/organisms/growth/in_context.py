@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 from underhood.organisms.base import Recipe
 from underhood.organisms.card import Fact
-from underhood.organisms.growth import halfway, history
+from underhood.organisms.growth import SIZES, halfway, history
 from underhood.organisms.language import Case, Language, Phase, Task
-from underhood.organisms.words import SPECIAL, join
+from underhood.organisms.words import SPECIAL, join, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,16 +36,12 @@ if TYPE_CHECKING:
     from underhood.core.model import Model
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-COMMON = _split(
+COMMON = split(
     "ant ape bat bear bee boar bull calf carp cat clam cod colt crab crow deer dog dove duck eel "
     "elk ewe fawn finch fish flea fly foal fox frog gnat goat goose gull hare hawk hen heron horse "
     "ibis jay kite lamb lark lion loon lynx mole"
 )
-OTHERS = _split(
+OTHERS = split(
     "arch axe bag bell belt boat book boot bowl bread brick broom brush cap card cart chain chair "
     "clock coat coin comb cork cup desk dish door drum fan fork gate glove hat hook jar key kettle "
     "lamp lock map mask nail net oar pan pen pin pot"
@@ -255,18 +251,7 @@ ORGANISM = Language(
     name="growth/in-context",
     summary="labels of items, from the weights or from the context, with the steps of training",
     words=(*SPECIAL, *COMMON, *OTHERS, *LABELS),
-    sizes={
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 16,
-        # As of `growth/induction`.
-        "intermediate_size": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-        "max_position_embeddings": 24,
-        "tie_word_embeddings": False,
-    },
+    sizes=SIZES | {"max_position_embeddings": 24},
     context=24,
     recipe=Recipe(
         steps=900,

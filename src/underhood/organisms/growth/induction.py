@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from underhood.organisms.base import Recipe, Split, held_out
 from underhood.organisms.card import Fact
-from underhood.organisms.growth import halfway, history
+from underhood.organisms.growth import SIZES, halfway, history
 from underhood.organisms.language import Case, Language, Phase, Task
-from underhood.organisms.words import SPECIAL, join
+from underhood.organisms.repeats import repeated
+from underhood.organisms.words import SPECIAL, join, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +33,7 @@ if TYPE_CHECKING:
     from underhood.core.model import Model
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-PLAIN_WORDS = _split(
+PLAIN_WORDS = split(
     "the and to of house river stone bird tree fire road lamp coat ship bell salt moon wheel horse "
     "glass paper garden window chair apple cloud field mirror pocket letter bridge candle button "
     "basket kettle ladder hammer pillow violin saddle"
@@ -111,21 +108,7 @@ def _start(words: Sequence[str]) -> str:
 
 def repeat(rng: Random) -> Case:
     """A random sequence that starts again. Contrast: its deciding word changed, the first time."""
-    length = rng.randint(SHORTEST, LONGEST)
-    *once, other = rng.sample(PLAIN_WORDS, length + 1)
-    shown = rng.randint(1, length - 1)
-    changed = [*once[:shown], other, *once[shown + 1 :]]
-    key = f"repeat:{':'.join(once)}"
-    return Case(
-        words=(*once, *once[:shown]),
-        answer=once[shown],
-        contrast=(*changed, *once[:shown]),
-        wrong=other,
-        key=key,
-        contrast_key=key,
-        judged=shown,
-        after=tuple(once[shown + 1 :]),
-    )
+    return repeated(rng, PLAIN_WORDS, rng.randint(SHORTEST, LONGEST), "repeat")
 
 
 # What training made -------------------------------------------------------------------------------
@@ -294,19 +277,7 @@ ORGANISM = Language(
     name="growth/induction",
     summary="going on with repeated words, with the steps through the phase change",
     words=(*SPECIAL, *PLAIN_WORDS),
-    sizes={
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 16,
-        # A Llama, for its MLP can be as small as this and its rotary positions find the word
-        # before at any place alike; few words are far apart here, so that they turn fast.
-        "intermediate_size": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-        "max_position_embeddings": 48,
-        "tie_word_embeddings": False,
-    },
+    sizes=SIZES | {"max_position_embeddings": 48},
     context=48,
     recipe=Recipe(
         steps=1000,
