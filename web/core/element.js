@@ -35,6 +35,7 @@ export class ViewElement extends LitElement {
     told: { attribute: false },
     nested: { attribute: false }, // a part of another view: without tools
     bare: { attribute: false }, // without the table behind it: the view around it has that
+    log: { state: true }, // colours on the logarithmic scale: the reader's choice
   };
 
   /** Whether the picture is itself made of text or of a real table. */
@@ -47,6 +48,7 @@ export class ViewElement extends LitElement {
     this.told = {};
     this.nested = false;
     this.bare = false;
+    this.log = false;
     this.fallback = null; // the static picture, should drawing fail
     this.source = null; // the document as it was written, for an export without loss
     this.peeked = null;
@@ -79,6 +81,11 @@ export class ViewElement extends LitElement {
   /** The drawing of `view`, whose numbers are rescaled and whose limits are settled. */
   picture(view) {
     return nothing;
+  }
+
+  /** Whether the reader can have the colours of `view` on a logarithmic scale. */
+  offersLog(view) {
+    return false;
   }
 
   /** Rows and columns that can be pointed at, or null. */
@@ -141,7 +148,7 @@ export class ViewElement extends LitElement {
     this.setAttribute("aria-label", view.title || view.kind);
     const { control } = view;
     const [shown, beside] = control ? shareScale(view, control) : [view, null];
-    this.drawn = rescaled(shown);
+    this.drawn = rescaled(this.log ? { ...shown, log: true } : shown);
     const body = html`${this.picture(this.drawn)}${this.#readout()}${this.#numbers(view)}`;
     const wide =
       (view.kind === "grid" && view.cols.length > 8) || ["tokens", "table", "graph"].includes(view.kind);
@@ -167,6 +174,7 @@ export class ViewElement extends LitElement {
     const known = this.parts.get(name);
     const written = known && JSON.stringify(known.view) === JSON.stringify(view);
     const made = written ? known : element(view, { level, told: this.told, nested, bare });
+    if (nested) made.log = this.log; // claim and control, or A and B, are told by one scale
     this.parts.set(name, made);
     return made;
   }

@@ -12,7 +12,7 @@ const NUMBERED = 160;
 
 export class Feature extends ViewElement {
   picture(view) {
-    this.limits = limitsOf(view.examples.map((e) => e.values), "sequential");
+    this.limits = limitsOf(view.examples.map((e) => e.values), "sequential", null, view.log);
     const shown = view.examples.map((example, i) => this.example(example, i));
     const lists = [
       ["promoted tokens", view.promoted, "logits"],
@@ -26,6 +26,10 @@ export class Feature extends ViewElement {
     return html`${numbers(view.facts)}${shown.slice(0, OPEN)}${shown.length > OPEN
       ? html`<details class="uh-more"><summary>the other ${shown.length - OPEN} examples</summary>${shown.slice(OPEN)}</details>`
       : nothing}${shown.length ? legend(this.limits, view.unit ?? "") : nothing}${columns.length ? html`<div class="uh-columns">${columns}</div>` : nothing}`;
+  }
+
+  offersLog(view) {
+    return view.examples.length > 0;
   }
 
   example(example, row) {

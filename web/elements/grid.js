@@ -1,6 +1,6 @@
 /** Heat maps: a table with legible cells while it is small, a canvas beyond (`view/draw_grid.py`). */
 import { html, nothing } from "lit";
-import { limitsOf, paint, paintMatrix } from "../core/colour.js";
+import { canLog, limitsFor, paint, paintMatrix } from "../core/colour.js";
 import { ViewElement } from "../core/element.js";
 import { legend } from "../core/legend.js";
 import { decimalsFor, show } from "../core/number.js";
@@ -80,7 +80,7 @@ export const whole = (view) => ({
 export class Grid extends ViewElement {
   picture(document) {
     const view = (this.drawn = whole(document));
-    this.limits = limitsOf(view.values, view.scale, view.limit ?? null);
+    this.limits = limitsFor(view);
     this.rowAxis = new Axis(view.row_name, view.rows, view.row_at);
     this.colAxis = new Axis(view.col_name, view.cols, view.col_at);
     const missing = view.values.some((row) => row.includes(null));
@@ -90,6 +90,10 @@ export class Grid extends ViewElement {
       view.unit,
       { missing, marked },
     )}`;
+  }
+
+  offersLog(view) {
+    return canLog(view.scale ?? "diverging") && view.rows.length * view.cols.length > 0;
   }
 
   marksText(view) {

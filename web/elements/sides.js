@@ -1,6 +1,6 @@
 /** Side by side: the arms of a steering bench, and two models or runs with their difference. */
 import { html, nothing } from "lit";
-import { limitsOf } from "../core/colour.js";
+import { limitsFor } from "../core/colour.js";
 import { delta } from "../core/delta.js";
 import { ViewElement } from "../core/element.js";
 import { show } from "../core/number.js";
@@ -36,11 +36,9 @@ export class Bench extends ViewElement {
   }
 }
 
-const scaleOf = (side) => side.scale ?? "diverging";
-
 /** A and B with one limit, that of the larger. */
 export function shared(view) {
-  const high = Math.max(...[view.a, view.b].map((s) => limitsOf(s.values, scaleOf(s), s.limit ?? null).high));
+  const high = Math.max(...[view.a, view.b].map((side) => limitsFor(side).high));
   return [view.a, view.b].map((side) => ({ ...side, limit: high }));
 }
 
@@ -52,6 +50,11 @@ export class Diff extends ViewElement {
       for (const side of this.parts?.values() ?? [])
         if (side !== event.target && event.target !== this) side.light(event.detail, "uh-linked");
     });
+  }
+
+  /** The difference is signed, whatever A and B are. */
+  offersLog() {
+    return true;
   }
 
   picture(view) {
