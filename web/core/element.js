@@ -22,13 +22,19 @@ const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRi
 /** The tag of a kind. */
 export const tagOf = (kind) => `uh1-${kind}`;
 
-/** An element that draws this document. */
+/** An element that draws this document. @returns {any} */
 export function element(view, options = {}) {
   const made = document.createElement(tagOf(view.kind));
   return Object.assign(made, { view, ...options });
 }
 
+/**
+ * @typedef {import("lit").TemplateResult | typeof nothing} Drawn
+ * @typedef {(number | null)[]} Place a row and a column; null stands for all of them
+ */
+
 export class ViewElement extends LitElement {
+  /** @type {import("lit").PropertyDeclarations} */
   static properties = {
     view: { attribute: false },
     level: { attribute: false },
@@ -38,23 +44,36 @@ export class ViewElement extends LitElement {
     log: { state: true }, // colours on the logarithmic scale: the reader's choice
   };
 
-  /** Whether the picture is itself made of text or of a real table. */
+  /** Whether pictures of this kind always are text or a real table. */
   static readable = false;
+
+  /** The formats that it saves; null: all. @type {string[] | null} */
+  static saves = null;
 
   constructor() {
     super();
+    /** @type {any} */
     this.view = null;
     this.level = 3;
     this.told = {};
     this.nested = false;
     this.bare = false;
     this.log = false;
-    this.fallback = null; // the static picture, should drawing fail
-    this.source = null; // the document as it was written, for an export without loss
+    /** The static picture, should drawing fail. @type {Element | null} */
+    this.fallback = null;
+    /** The document as it was written, for an export without loss. @type {string | null} */
+    this.source = null;
+    /** @type {Place | null} */
     this.peeked = null;
+    /** @type {Place | null} */
     this.kept = null;
+    /** The views inside this one, by name. @type {Map<string | number, ViewElement>} */
+    this.parts = new Map();
+    /** What is drawn: the view with its numbers rescaled. @type {any} */
+    this.drawn = null;
   }
 
+  /** @returns {any} */
   createRenderRoot() {
     return this;
   }
@@ -78,9 +97,17 @@ export class ViewElement extends LitElement {
 
   // ---- what a kind says about itself -------------------------------------------------------
 
-  /** The drawing of `view`, whose numbers are rescaled and whose limits are settled. */
+  /**
+   * The drawing of `view`, whose numbers are rescaled and whose limits are settled.
+   * @returns {Drawn}
+   */
   picture(view) {
     return nothing;
+  }
+
+  /** Whether the picture of `view` is itself made of text or of a real table. */
+  isReadable(view) {
+    return /** @type {typeof ViewElement} */ (this.constructor).readable;
   }
 
   /** Whether the reader can have the colours of `view` on a logarithmic scale. */
@@ -88,7 +115,10 @@ export class ViewElement extends LitElement {
     return false;
   }
 
-  /** Rows and columns that can be pointed at, or null. */
+  /**
+   * Rows and columns that can be pointed at, or null.
+   * @returns {{rows: number, cols: number} | null}
+   */
   size() {
     return null;
   }
@@ -98,37 +128,66 @@ export class ViewElement extends LitElement {
     return "";
   }
 
-  /** What one part selects: some of layer, pos, head, feature. */
+  /**
+   * What one part selects: some of layer, pos, head, feature.
+   * @returns {Record<string, any>}
+   */
   spot(row, col) {
     return {};
   }
 
-  /** The part that a selection points at, as [row, col]; null for "all", or null if none. */
+  /**
+   * The part that a selection points at, or null.
+   * @param {Record<string, any>} chosen
+   * @returns {Place | null}
+   */
   find(chosen) {
     return null;
   }
 
-  /** The part that an arrow key leads to. */
+  /**
+   * The part that an arrow key leads to.
+   * @param {Place} from
+   * @param {number[]} by rows down and columns to the right
+   * @returns {Place}
+   */
   step([row, col], [down, right]) {
     const { rows, cols } = this.size();
     const clip = (x, most) => Math.min(Math.max(x, 0), most - 1);
     return [clip(row + down, rows), clip(col + right, cols)];
   }
 
-  /** The part under the pointer. */
+  /**
+   * The part under the pointer.
+   * @returns {Place | null}
+   */
   placeAt(event) {
     const mark = event.target.closest?.("[data-at]");
     return mark && this.contains(mark) ? mark.dataset.at.split(",").map(Number) : null;
   }
 
-  /** Show that a part is peeked at (`uh-at`), kept (`uh-kept`) or linked (`uh-linked`). */
+  /** Its own marks, without those of views inside it. @returns {any[]} */
+  marks(css) {
+    return [...this.querySelectorAll(css)].filter(this.#mine);
+  }
+
+  /** The first of its own marks, or null. */
+  mark(css) {
+    return this.marks(css)[0] ?? null;
+  }
+
+  /**
+   * Show that a part is peeked at (`uh-at`), kept (`uh-kept`) or linked (`uh-linked`).
+   * @param {Place | null} place
+   * @param {string} how
+   */
   light(place, how) {
-    for (const old of this.querySelectorAll(`.${how}`)) if (this.#mine(old)) old.classList.remove(how);
+    for (const old of this.marks(`.${how}`)) old.classList.remove(how);
     if (!place) return;
     const [row, col] = place;
     const query =
       row === null ? `[data-at$=",${col}"]` : col === null ? `[data-at^="${row},"]` : `[data-at="${row},${col}"]`;
-    for (const mark of this.querySelectorAll(query)) if (this.#mine(mark)) mark.classList.add(how);
+    for (const mark of this.marks(query)) mark.classList.add(how);
   }
 
   // ---- the frame ---------------------------------------------------------------------------
@@ -164,13 +223,12 @@ export class ViewElement extends LitElement {
   besides(control) {
     return html`<div class="uh-control">
       <p class="uh-badge">control</p>
-      ${this.part("control", control, this.level + 1)}
+      ${this.nest("control", control, this.level + 1)}
     </div>`;
   }
 
   /** A view inside this one; the same element as long as its document is the same. */
-  part(name, view, level, { nested = true, bare = false } = {}) {
-    this.parts ??= new Map();
+  nest(name, view, level, { nested = true, bare = false } = {}) {
     const known = this.parts.get(name);
     const written = known && JSON.stringify(known.view) === JSON.stringify(view);
     const made = written ? known : element(view, { level, told: this.told, nested, bare });
@@ -209,7 +267,7 @@ export class ViewElement extends LitElement {
   }
 
   #numbers(view) {
-    if (this.bare || this.constructor.readable || this.isReadable?.(view)) return nothing;
+    if (this.bare || this.isReadable(view)) return nothing;
     const tables = flatten({ ...view, control: undefined });
     const cells = tables.reduce((sum, { header, rows }) => sum + header.length * rows.length, 0);
     if (cells > HIDDEN_CELLS)
@@ -297,8 +355,8 @@ export class ViewElement extends LitElement {
 
   /** The line below the picture: what is peeked at, else kept, else what can be done. */
   tell() {
-    const line = this.querySelector(".uh-readout > span");
-    if (!line || !this.#mine(line)) return;
+    const line = this.mark(".uh-readout > span");
+    if (!line) return;
     const place = this.peeked ?? this.kept;
     line.parentElement.classList.toggle("uh-idle", !place);
     line.textContent = place
@@ -307,7 +365,7 @@ export class ViewElement extends LitElement {
   }
 
   /** What is drawn anew, or is new on the page, shows what is selected already. */
-  updated() {
+  updated(changed) {
     this.follow(selection.get());
   }
 }

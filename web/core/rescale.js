@@ -17,9 +17,9 @@ export function shareScale(claim, control) {
     if (alike && (control.limit ?? null) === null)
       return [claim, { ...control, limit: limitsFor(claim).high }];
   }
-  for (const [kinds, unit, spanOf] of [
-    [["bars"], "unit", barSpan],
-    [CURVES, "y_name", lineSpan],
+  for (const { kinds, unit, spanOf } of [
+    { kinds: ["bars"], unit: "unit", spanOf: barSpan },
+    { kinds: CURVES, unit: "y_name", spanOf: lineSpan },
   ]) {
     const alike = kinds.includes(claim.kind) && kinds.includes(control.kind);
     const both = alike && !claim.span && !control.span;

@@ -45,7 +45,7 @@ export class Feature extends ViewElement {
     const some = pairs.slice(0, SHOWN);
     const label = pairs.length > some.length ? `${name} (${some.length} of ${pairs.length})` : name;
     const bars = { kind: "bars", labels: some.map(([n]) => n), values: some.map(([, v]) => v), unit };
-    return html`<div class="uh-ranked"><p class="uh-label">${label}</p>${this.part(name, bars, this.level + 1)}</div>`;
+    return html`<div class="uh-ranked"><p class="uh-label">${label}</p>${this.nest(name, bars, this.level + 1)}</div>`;
   }
 
   histogram({ name, edges, counts }) {

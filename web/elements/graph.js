@@ -17,7 +17,10 @@ const LISTED = 12;
 const LONE = 400;
 const VECTOR = 3000; // edges beyond which the picture is a canvas
 const LABELLED = 3000; // nodes beyond which the weakest are dots of the canvas
-const [WIDE, NARROW] = [680, 330];
+const SCREENS = [
+  { width: 680, mark: "uh-odd" },
+  { width: 330, mark: "" },
+];
 const [LETTER, PAD] = [6.7, 14];
 const [ROW, LEAST, MOST] = [34, 140, 1100];
 const INKS = { "uh-epos": "--pos", "uh-eneg": "--neg", "uh-efalse": "--band" };
@@ -37,6 +40,13 @@ export function strongestEdges({ weight, inside }) {
   return [...weight.keys()].sort((a, b) => out(a) - out(b) || size[b] - size[a] || a - b);
 }
 
+/**
+ * A value on its way between the ends of a range.
+ * @param {number} value
+ * @param {number[]} range
+ * @param {number} start
+ * @param {number} width
+ */
 function spread(value, [low, high], start, width) {
   return start + width * (high > low ? (value - low) / (high - low) : 0.5);
 }
@@ -178,10 +188,7 @@ export class Graph extends ViewElement {
   fitting(view) {
     const found = new Map();
     for (const row of this.rows)
-      for (const [width, mark] of [
-        [WIDE, "uh-odd"],
-        [NARROW, ""],
-      ]) {
+      for (const { width, mark } of SCREENS) {
         let free = -Infinity;
         for (const n of row) {
           const half = (LETTER * [...visible(nameOf(view.nodes[n]))].length + PAD) / 2;
@@ -221,7 +228,10 @@ export class Graph extends ViewElement {
     return `${told}: ${show(node.value, decimalsFor([high]))} ${view.value_unit ?? ""}`.trimEnd();
   }
 
-  /** The whole layers among the drawn rows, thinned where they would touch. */
+  /**
+   * The whole layers among the drawn rows, thinned where they would touch.
+   * @returns {[string, number][]}
+   */
   rowLabels(view) {
     const rows = new Map([...this.places].map(([n, [, y]]) => [view.nodes[n].y, y]));
     const whole = [...rows.keys()].filter((y) => Number.isInteger(y) && y >= 0).sort((a, b) => a - b);
@@ -290,7 +300,7 @@ export class Graph extends ViewElement {
 
   updated(changed) {
     super.updated(changed);
-    const net = this.querySelector(".uh-net");
+    const net = this.mark(".uh-net");
     if (net && net !== this.watched) {
       this.resized.disconnect();
       this.resized.observe((this.watched = net));
@@ -303,7 +313,7 @@ export class Graph extends ViewElement {
    * their weight is in their opacity: thick lines and true curves take ten times as long to draw.
    */
   paintEdges(force = false) {
-    const canvas = this.querySelector("canvas.uh-wires");
+    const canvas = this.mark("canvas.uh-wires");
     if (!canvas) return;
     const ratio = devicePixelRatio || 1;
     const width = Math.round(canvas.clientWidth * ratio);
@@ -336,7 +346,7 @@ export class Graph extends ViewElement {
     return this.rows?.length ? { rows: this.rows.length, cols: Math.max(...this.rows.map((r) => r.length)) } : null;
   }
 
-  /** The node at a place; rows may be shorter than the widest one. */
+  /** The node at a place; rows may be shorter than the widest one. @param {number[]} place */
   nodeAt([r, c]) {
     const row = this.rows[Math.min(r, this.rows.length - 1)];
     return row[Math.min(c, row.length - 1)];
@@ -386,16 +396,16 @@ export class Graph extends ViewElement {
   light(place, how) {
     const node = place && this.nodeAt(place);
     super.light(place && this.at.get(node), how);
-    this.own(this.querySelector(".uh-at, .uh-kept, .uh-linked")?.dataset.at);
+    this.own(this.mark(".uh-at, .uh-kept, .uh-linked")?.dataset.at);
   }
 
   /** Draw the edges of one node over the others, which fade. */
   own(at) {
-    const layer = this.querySelector(".uh-own");
+    const layer = this.mark(".uh-own");
     if (!layer || layer.dataset.at === at) return;
     if (at) layer.dataset.at = at;
     else delete layer.dataset.at;
-    this.querySelector(".uh-net").classList.toggle("uh-hushed", Boolean(at));
+    this.mark(".uh-net").classList.toggle("uh-hushed", Boolean(at));
     layer.replaceChildren();
     if (!at) return;
     const n = this.nodeAt(at.split(",").map(Number));
@@ -407,7 +417,7 @@ export class Graph extends ViewElement {
       const [x0, y0, middle, x1, y1] = this.bend(this.drawn, e);
       path.setAttribute("class", this.kindOf(this.drawn.edges, e));
       path.setAttribute("d", `M${x0} ${y0}C${x0} ${middle} ${x1} ${middle} ${x1} ${y1}`);
-      path.style.strokeWidth = 1 + (3.25 * Math.abs(weight[e] ?? 0)) / top;
+      path.style.strokeWidth = String(1 + (3.25 * Math.abs(weight[e] ?? 0)) / top);
       layer.append(path);
     }
   }

@@ -176,8 +176,7 @@ export class Grid extends ViewElement {
 
   /** Its own canvas, not that of a control inside it. */
   get canvas() {
-    const found = this.querySelector("canvas.uh-img");
-    return found?.closest(".uh-view") === this ? found : null;
+    return this.mark("canvas.uh-img");
   }
 
   size() {

@@ -28,7 +28,7 @@ export class Group extends ViewElement {
     this.setAttribute("aria-label", view.title || "details");
     const label = view.title || "details";
     const inner = () => [
-      ...view.views.map((part, i) => this.part(i, part, this.level + 1, { nested: false })),
+      ...view.views.map((part, i) => this.nest(i, part, this.level + 1, { nested: false })),
       view.control ? this.besides(view.control) : nothing,
       this.made(view),
     ];

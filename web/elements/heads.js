@@ -75,9 +75,9 @@ export class Heads extends ViewElement {
 
   updated(changed) {
     super.updated(changed);
-    for (const canvas of this.querySelectorAll("canvas[data-head]")) {
+    for (const canvas of this.marks("canvas[data-head]")) {
       const { pattern } = this.view.heads[canvas.dataset.head];
-      if (canvas.shown === pattern || canvas.closest(".uh-view") !== this) continue;
+      if (canvas.shown === pattern) continue;
       paintMatrix(canvas, pattern, LIMITS);
       canvas.shown = pattern;
     }
@@ -124,7 +124,7 @@ export class Heads extends ViewElement {
     super.follow(chosen);
     if (!this.view || chosen.from === this) return;
     const mine = this.view.heads.findIndex((_, i) => agrees(this.which(i), chosen));
-    for (const thumb of this.querySelectorAll(".uh-thumb, .uh-head"))
+    for (const thumb of this.marks(".uh-thumb, .uh-head"))
       thumb.classList.toggle("uh-linked", Number(thumb.dataset.head) === mine);
     if (mine >= 0 && chosen.locked) this.chosen = mine;
   }
@@ -138,8 +138,7 @@ export class Heads extends ViewElement {
 
   light(at, how) {
     const n = this.view.tokens.length;
-    for (const plate of this.querySelectorAll("[data-plate]")) {
-      if (plate.closest(".uh-view") !== this) continue;
+    for (const plate of this.marks("[data-plate]")) {
       const every = at && at[0] < 0;
       const mine = at && (every || Math.floor(at[0] / n) === Number(plate.dataset.plate));
       frameCell(plate, how, mine ? [every ? -1 - at[0] : at[0] % n, at[1]] : null, n, n);

@@ -41,12 +41,12 @@ export class Picture extends ViewElement {
   }
 
   get plate() {
-    return this.querySelector("[data-over]");
+    return this.mark("[data-over]");
   }
 
   updated(changed) {
     super.updated(changed);
-    const canvas = this.querySelector("canvas.uh-over");
+    const canvas = this.mark("canvas.uh-over");
     const { log } = this.limits ?? {};
     if (canvas && (canvas.shown !== this.view.grid || canvas.log !== log)) {
       paintMatrix(canvas, this.grid.values, this.limits);
