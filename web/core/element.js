@@ -10,6 +10,7 @@
  * canvases override `placeAt` and `light`.
  */
 import { LitElement, html, nothing } from "lit";
+import { heading, howMade } from "./about.js";
 import { flatten, written } from "./flat.js";
 import { rescaled, shareScale } from "./rescale.js";
 import { selection } from "./selection.js";
@@ -17,6 +18,7 @@ import { tame, tokenHtml } from "./tokens.js";
 import { tools } from "./tools.js";
 
 const HIDDEN_CELLS = 2000; // a screen reader gains nothing from a longer table
+const CONTROLS = "button, summary, input, select, a";
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 /** The tag of a kind. */
@@ -67,6 +69,8 @@ export class ViewElement extends LitElement {
     this.peeked = null;
     /** @type {Place | null} */
     this.kept = null;
+    /** The document of a view inside another one, as it was given, in JSON. @type {string | null} */
+    this.given = null;
     /** The views inside this one, by name. @type {Map<string | number, ViewElement>} */
     this.parts = new Map();
     /** What is drawn: the view with its numbers rescaled. @type {any} */
@@ -103,6 +107,11 @@ export class ViewElement extends LitElement {
    */
   picture(view) {
     return nothing;
+  }
+
+  /** The document as the reader wants it drawn; what is saved stays whole. */
+  shaped(view) {
+    return view;
   }
 
   /** Whether the picture of `view` is itself made of text or of a real table. */
@@ -206,7 +215,8 @@ export class ViewElement extends LitElement {
     this.setAttribute("role", "group");
     this.setAttribute("aria-label", view.title || view.kind);
     const { control } = view;
-    const [shown, beside] = control ? shareScale(view, control) : [view, null];
+    const seen = this.shaped(view);
+    const [shown, beside] = control ? shareScale(seen, control) : [seen, null];
     this.drawn = rescaled(this.log ? { ...shown, log: true } : shown);
     const body = html`${this.picture(this.drawn)}${this.#readout()}${this.#numbers(view)}`;
     const wide =
@@ -229,9 +239,10 @@ export class ViewElement extends LitElement {
 
   /** A view inside this one; the same element as long as its document is the same. */
   nest(name, view, level, { nested = true, bare = false } = {}) {
+    const given = JSON.stringify(view);
     const known = this.parts.get(name);
-    const written = known && JSON.stringify(known.view) === JSON.stringify(view);
-    const made = written ? known : element(view, { level, told: this.told, nested, bare });
+    // Compared with what it was given: a reader may have changed what it draws since.
+    const made = known?.given === given ? known : element(view, { level, told: this.told, nested, bare, given });
     if (nested) made.log = this.log; // claim and control, or A and B, are told by one scale
     this.parts.set(name, made);
     return made;
@@ -244,22 +255,7 @@ export class ViewElement extends LitElement {
 
   /** How the view was made: provenance that the page does not tell already, and the call. */
   made(view) {
-    const fresh = Object.entries(view.provenance ?? {}).filter(
-      ([key, value]) => JSON.stringify(this.told?.[key]) !== JSON.stringify(value),
-    );
-    if (!fresh.length && !view.python) return nothing;
-    const item = ([key, value]) => {
-      const text = plainValue(value);
-      const long = text.length > 60 ? "uh-long" : "";
-      return html`<div class=${long}><dt>${key.replaceAll("_", " ")}</dt><dd>${text}</dd></div>`;
-    };
-    return html`<details class="uh-made">
-      <summary>How this was made</summary>
-      ${view.python
-        ? html`<pre class="uh-code" tabindex="0" role="region" aria-label="Python call"><code>${view.python}</code></pre>`
-        : nothing}
-      ${fresh.length ? html`<dl class="uh-facts">${fresh.map(item)}</dl>` : nothing}
-    </details>`;
+    return howMade(view, this.told);
   }
 
   #readout() {
@@ -295,22 +291,22 @@ export class ViewElement extends LitElement {
     },
     pointerleave: () => this.peek(null),
     click: (event) => {
-      if (!this.#mine(event.target) || event.target.closest("button, a, summary, input")) return;
+      if (!this.#mine(event.target) || event.target.closest(CONTROLS)) return;
       const place = this.size() && this.placeAt(event);
-      if (place) this.keep(place);
+      if (place) this.#take(place, event);
     },
     keydown: (event) => this.#key(event),
   };
 
   #key(event) {
     const size = this.size();
-    if (!size || !this.#mine(event.target) || event.target.closest("button, summary, input, select, a"))
+    if (!size || !this.#mine(event.target) || event.target.closest(CONTROLS))
       return;
     const step = STEPS[event.key];
     if (!step && event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
     if (!step) {
-      if (this.peeked) this.keep(this.peeked);
+      if (this.peeked) this.#take(this.peeked, event);
       return;
     }
     const from = this.peeked ?? this.kept;
@@ -329,6 +325,17 @@ export class ViewElement extends LitElement {
     this.dispatchEvent(new CustomEvent("uh-point", { detail: place, bubbles: true }));
     if (place) selection.set({ ...this.spot(...place), from: this });
     else if (had && selection.get().from === this) selection.set({});
+  }
+
+  /** A click or Enter; with Shift a part is added to those that a kind keeps. */
+  #take(place, event) {
+    if (event.shiftKey) this.add(place);
+    else this.keep(place);
+  }
+
+  /** Add a part to those kept, in a kind that keeps several. */
+  add(place) {
+    this.keep(place);
   }
 
   /** Keep one part until Esc, or until another is clicked. */
@@ -361,28 +368,16 @@ export class ViewElement extends LitElement {
     line.parentElement.classList.toggle("uh-idle", !place);
     line.textContent = place
       ? tame(this.say(...place)) + (this.peeked ? "" : " · kept; Esc frees")
-      : "hover to look, click to keep, arrow keys to move";
+      : this.hint;
+  }
+
+  /** What can be done, while nothing is pointed at. */
+  get hint() {
+    return "hover to look, click to keep, arrow keys to move";
   }
 
   /** What is drawn anew, or is new on the page, shows what is selected already. */
   updated(changed) {
     this.follow(selection.get());
   }
-}
-
-/** A heading of a level that is known only here. */
-export function heading(level, text) {
-  const made = document.createElement(`h${Math.min(level, 6)}`);
-  made.className = "uh-title";
-  made.textContent = text;
-  return made;
-}
-
-/** A JSON value on one line, in words where there are words. */
-export function plainValue(value) {
-  if (value === null) return "not recorded";
-  if (Array.isArray(value)) return value.map(plainValue).join(", ");
-  if (typeof value === "object")
-    return Object.entries(value).map(([k, v]) => `${k} ${plainValue(v)}`).join(", ");
-  return written(value);
 }

@@ -46,6 +46,8 @@ function* modules(root) {
   for (const child of root.children ?? []) yield* modules(child);
 }
 
+const grouped = (groups) => groups.flatMap(({ name, nodes }) => nodes.map((id) => [name, id]));
+
 /** Text in quotes, as Python writes it. */
 const quoted = (text) =>
   text.includes("'") && !text.includes('"')
@@ -98,6 +100,8 @@ const FLAT = {
     return [
       table(v, ["source", "target", `weight ${v.unit ?? ""}`.trimEnd(), "inside", "name"], edges, "edges"),
       table(v, ["node", "label", v.y_name ?? "layer", v.x_name || "x", "role", "value"], nodes, "nodes"),
+      ...(v.supernodes?.length ? [table(v, ["group", "node"], grouped(v.supernodes), "groups")] : []),
+      ...(v.pins?.length ? [table(v, ["node"], v.pins.map((id) => [id]), "pinned")] : []),
       ...facts(v),
     ];
   },

@@ -6,7 +6,7 @@
  * SVGs are copied with their computed strokes. It is done in paper colours.
  */
 
-const SKIPPED = ".uh-tools, .uh-hidden, .uh-readout, .uh-made, .uh-slider, .uh-find, script, style, summary";
+const SKIPPED = ".uh-tools, .uh-hidden, .uh-readout, .uh-made, .uh-slider, .uh-find, .uh-nodetools, .uh-pins, script, style, summary";
 const MARGIN = 16;
 const SCALE = 2; // pixels of a PNG per pixel of the page
 const SIDE = 16000; // what canvases may have along one side

@@ -1,6 +1,7 @@
 /** Views under one title; folded ones are drawn when the reader opens them, or prints. */
 import { html, nothing } from "lit";
-import { ViewElement, heading } from "../core/element.js";
+import { heading } from "../core/about.js";
+import { ViewElement } from "../core/element.js";
 
 export class Group extends ViewElement {
   static readable = true;

@@ -53,6 +53,7 @@ from underhood.view.panels import (
     Mark,
     Node,
     Picture,
+    Supernode,
     Timeline,
     Tree,
 )
@@ -62,8 +63,8 @@ __all__ = [
     "CLASSES", "EVERY", "KINDS", "SCHEMA", "AnyView", "Arm", "Axis", "Bars", "Bench", "Branch",
     "Cell", "Column", "Diff", "Edges", "Example", "Feature", "Graph", "Grid", "Group", "Head",
     "Heads", "Histogram", "Lines", "Mark", "Node", "Number", "Part", "Picture", "Places",
-    "Sentences", "Series", "Table", "Text", "Texts", "Timeline", "Tokens", "Tree", "View",
-    "json_schema", "read",
+    "Sentences", "Series", "Supernode", "Table", "Text", "Texts", "Timeline", "Tokens", "Tree",
+    "View", "json_schema", "read",
 ]  # fmt: skip
 
 

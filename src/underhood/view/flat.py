@@ -161,6 +161,11 @@ def _graph(view: Graph) -> Iterator[Flat]:
         header,
         [[n.id, n.label or n.id, n.y, n.x, n.role, n.value] for n in view.nodes],
     )
+    grouped: list[list[Cell]] = [[g.name, name] for g in view.supernodes for name in g.nodes]
+    if grouped:
+        yield Flat(f"{view.title}: groups", ["group", "node"], grouped)
+    if view.pins:
+        yield Flat(f"{view.title}: pinned", ["node"], [[name] for name in view.pins])
     yield from _facts(view.title, view.facts)
 
 
