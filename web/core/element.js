@@ -214,8 +214,8 @@ export class ViewElement extends LitElement {
   frame(view) {
     this.setAttribute("role", "group");
     this.setAttribute("aria-label", view.title || view.kind);
-    const { control } = view;
     const seen = this.shaped(view);
+    const { control } = seen;
     const [shown, beside] = control ? shareScale(seen, control) : [seen, null];
     this.drawn = rescaled(this.log ? { ...shown, log: true } : shown);
     const body = html`${this.picture(this.drawn)}${this.#readout()}${this.#numbers(view)}`;

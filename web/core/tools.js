@@ -25,7 +25,7 @@ export function tools(host) {
     ${host.view.python
       ? html`<button type="button" @click=${(e) => copy(e.currentTarget, host.view.python)}>copy Python</button>`
       : nothing}
-    ${host.offersLog(host.view)
+    ${host.offersLog(host.drawn)
       ? html`<button type="button" class="uh-log" aria-pressed=${String(host.log)} title="Colours on a logarithmic scale, so that small values show" @click=${() => (host.log = !host.log)}>log</button>`
       : nothing}
     <details class="uh-menu" @focusout=${closeOutside}>

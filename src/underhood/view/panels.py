@@ -342,6 +342,9 @@ class Bench(View, frozen=True):
         return self
 
 
+_ALONE = {"cell_text": None, "marks": [], "measures": [], "candidates": None}
+"""What says nothing of other numbers over the same cells."""
+
 _Side = Annotated[Grid | Tokens, Field(discriminator="kind")]
 
 
@@ -374,7 +377,7 @@ class Diff(View, frozen=True):
         title = f"{self.a.title or 'A'} − {self.b.title or 'B'}"
         values = _minus(self.a.values or [], self.b.values or [])
         update = {"values": values, "scale": "diverging", "limit": self.limit, "title": title}
-        plain = {"cell_text": None, "marks": []} if isinstance(self.a, Grid) else {}
+        plain = _ALONE if isinstance(self.a, Grid) else {}
         return self.a.model_copy(update=update | plain | {"about": "", "control": None})
 
 
