@@ -154,6 +154,11 @@ export class ViewElement extends LitElement {
     return null;
   }
 
+  /** Where the arrow keys begin. @returns {Place} */
+  first() {
+    return [0, 0];
+  }
+
   /**
    * The part that an arrow key leads to.
    * @param {Place} from
@@ -310,7 +315,7 @@ export class ViewElement extends LitElement {
       return;
     }
     const from = this.peeked ?? this.kept;
-    const next = from ? this.step(from, step) : [0, 0];
+    const next = from ? this.step(from, step) : this.first();
     this.peek(next);
     this.querySelector(`[data-at="${next}"]`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
