@@ -14,7 +14,7 @@ export class Selection {
   #locked = false;
   #listeners = new Set();
 
-  /** The selection; `locked` tells whether it stays. */
+  /** The selection; `locked` tells whether it stays. @returns {any} */
   get() {
     return { ...this.#now, locked: this.#locked };
   }

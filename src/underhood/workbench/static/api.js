@@ -8,9 +8,10 @@
 
 /** What the server refused: `type, what, given, why, do`. */
 export class Refused extends Error {
-  constructor(error, status) {
+  constructor(error, status = 0) {
     super(error.what);
-    Object.assign(this, { error, status });
+    this.error = error;
+    this.status = status;
   }
 }
 
@@ -54,6 +55,7 @@ const ENDED = ["done", "failed", "cancelled"];
 export class Task {
   constructor(change) {
     this.change = change;
+    this.of = null; // what a page started it for
     this.clear();
   }
 

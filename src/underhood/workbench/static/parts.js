@@ -124,7 +124,13 @@ function pieces(text) {
   </p>`;
 }
 
-/** One line of text. */
+/**
+ * One line of text.
+ * @param {string} label
+ * @param {any} value
+ * @param {(text: string) => void} change
+ * @param {{hint?: string, list?: string, type?: string, min?: any, max?: any, step?: any}} options
+ */
 export function line(label, value, change, { hint = "", list = "", type = "text", min, max, step } = {}) {
   return html`<label class="wb-field"><span>${label}${hint ? html` <small>${hint}</small>` : nothing}</span>
     <input type=${type} .value=${value ?? ""} list=${list || nothing} min=${min ?? nothing} max=${max ?? nothing}
@@ -153,7 +159,11 @@ export function examples(facts, chosen, fill) {
     </select></label>`;
 }
 
-/** Concrete addresses of a model's sites, for a list to choose from. */
+/**
+ * Concrete addresses of a model's sites, for a list to choose from.
+ * @param {any} facts
+ * @param {(name: string) => boolean} keep
+ */
 export function addresses(facts, keep = () => true) {
   const found = [];
   for (const { site } of facts?.sites ?? []) {
