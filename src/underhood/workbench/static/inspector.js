@@ -40,7 +40,7 @@ function next(facts, { layer, head, pos }) {
   const edit = { site, op: head !== undefined ? "zero" : "scale", fields: head !== undefined ? {} : { factor: 0.5 }, strength: 1, unit: "raw" };
   if (pos !== undefined && head === undefined) edit.pos = [pos];
   return html`<h3>Next</h3><ul class="wb-next">
-    <li><button type="button" class="wb-link" @click=${() => go("change", { columns: [...(of("change").columns ?? []), { label: what, edits: [edit] }].slice(-8) })}>
+    <li><button type="button" class="wb-link" @click=${() => go("change", { columns: [...(of("change").columns ?? []), { label: what, edits: [edit] }].slice(-7) })}>
       Change ${what}</button></li>
     <li><button type="button" class="wb-link" @click=${() => {
       go("look");
