@@ -144,6 +144,21 @@ def test_a_selection_is_shared_until_it_is_freed(desk: Desk) -> None:
     desk.quiet()
 
 
+def test_a_site_that_is_chosen_is_shown(desk: Desk) -> None:
+    """From the selection's list one comes to what was read, not to the top of the page."""
+    desk.go("look")
+    desk.press("Look")
+    desk.page.locator("uh1-grid td").nth(30).click()
+    desk.page.locator(".wb-next button", has_text="Read").click()
+    desk.page.locator(".wb-tool .uh-view").first.wait_for()
+    desk.page.wait_for_function(
+        "() => { const top = document.querySelector('.wb-tool').getBoundingClientRect().top;"
+        " return top >= 0 && top < innerHeight / 2; }"
+    )
+    desk.page.keyboard.press("Escape")
+    desk.quiet()
+
+
 def test_a_slider_writes_new_text(desk: Desk, model: uh.Model, pair: dict) -> None:
     edit = {"site": "resid_post.1", "op": "scale", "fields": {"factor": 0.0}, "strength": 0.1,
             "unit": "raw"}  # fmt: skip
@@ -188,6 +203,31 @@ def test_a_circuit_loses_a_node(desk: Desk, pair: dict) -> None:
         " && document.querySelectorAll('.wb-judged dd')[4].innerText !== was", arg=before[4],
     )  # fmt: skip
     assert quote(name, safe="") in desk.page.url.replace("%22", "") or "drop" in desk.page.url
+    desk.quiet()
+
+
+def test_an_edge_is_dropped_in_sight_of_the_numbers(desk: Desk, pair: dict) -> None:
+    """The numbers stay in sight while edges are dropped, and a link without its job asks anew."""
+    desk.go("cause", tool="circuit", **pair)
+    desk.press("Find the circuit")
+    edges = desk.page.locator(".wb-lists section").nth(1)
+    count = desk.page.locator(".wb-judged dd").nth(4)
+    before = int(count.inner_text().split()[0])
+    name = edges.locator("code").last.inner_text()
+    edges.get_by_role("button", name=f"drop {name}", exact=True).click()
+    desk.page.locator(".wb-chip", has_text=name).wait_for()
+    desk.page.wait_for_function(
+        "was => { const n = document.querySelectorAll('.wb-judged dd')[4];"
+        " return document.querySelector('.wb-done') && parseInt(n.innerText) < was; }", arg=before,
+    )  # fmt: skip
+    assert count.is_visible()
+    box = desk.page.locator(".wb-judged").bounding_box()
+    assert box is not None and 0 <= box["y"] < 900, "in sight beside the list"
+    after = count.inner_text()
+    desk.go("cause", tool="circuit", drop=[name], **pair)
+    desk.press("Find the circuit")
+    desk.page.locator(".wb-chip", has_text=name).wait_for()
+    assert count.inner_text() == after
     desk.quiet()
 
 

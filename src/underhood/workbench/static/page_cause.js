@@ -20,6 +20,7 @@ export function draw(facts) {
   const tool = TOOLS[said.tool] ? said.tool : "patch";
   tasks[tool].sync();
   const set = (name) => (value) => put({ [name]: value });
+  const found = tool === "circuit" ? circuit(said) : tasks[tool].named("view").map((one) => part(one));
   return html`${head("Cause", "Two prompts that differ in what decides the answer: what has to be moved from one to the other to move the answer?")}
     <form class="wb-form">
       ${examples(facts, said.prompt, fill)}
@@ -37,7 +38,7 @@ export function draw(facts) {
         ${DRAW[tool](facts, said)}
       </div>
     </form>
-    ${tool === "circuit" ? circuit(said) : tasks[tool].named("view").map((one) => part(one))}`;
+    ${found}`;
 }
 
 function fill(example) {
@@ -111,7 +112,7 @@ function circuit(said) {
   const drop = said.drop ?? [];
   const add = said.add ?? [];
   const random = Math.max(...last.random);
-  return html`<section class="wb-judged" aria-label="Faithfulness">
+  return html`<section class="wb-judged" aria-label="Faithfulness" aria-busy=${String(tasks.circuit.busy)}>
       ${number("This circuit keeps", last.f)} ${number("Everything else keeps", last.rest)}
       ${number("Random ones of its size keep at most", random)} ${number("As it was found", last.f_found)}
       <div><dt>Edges</dt><dd>${last.edges.length} of ${last.total}</dd></div></section>

@@ -2,7 +2,7 @@
 import { html, nothing } from "/static/underhood.mjs";
 import { Task } from "./api.js";
 import { addresses, examples, head, line, part, prompt, run } from "./parts.js";
-import { of, put, state } from "./state.js";
+import { go, of, put, state } from "./state.js";
 
 export const title = "Look";
 export const question = "What goes on inside?";
@@ -14,8 +14,14 @@ const PANELS = ["next", "tokens", "lens", "attention"];
 /** What the lens reads at each layer and position of the last prompt, for the inspector. */
 export const readings = () => ({ ...task.newest("readings"), words: task.newest("prompt")?.tokens ?? [] });
 
-/** Read a site of the prompt that is looked at; other pages lead here. */
-export function readSite(site) {
+/** Read a site of the prompt that is looked at, and go where it is shown; other pages lead here. */
+export function showSite(site) {
+  readSite(site);
+  go("look");
+  setTimeout(() => document.querySelector(".wb-tool")?.scrollIntoView(), 100);
+}
+
+function readSite(site) {
   put({ site }, "look");
   reading.start({ do: "site", model: state.model, prompt: of("look").prompt, site });
 }
