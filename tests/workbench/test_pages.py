@@ -311,6 +311,8 @@ def test_a_link_shows_the_same(desk: Desk, name: str) -> None:
         ".map((e) => e.innerText)) === JSON.stringify(shown)",
         arg=[where, shown],
     )
+    other.evaluate(AXE.read_text(encoding="utf-8"))
+    assert other.evaluate(_SERIOUS, None) == [], "nobody is barred from what was found"
     other.close()
     desk.quiet()
 

@@ -112,10 +112,10 @@ function circuit(said) {
   const drop = said.drop ?? [];
   const add = said.add ?? [];
   const random = Math.max(...last.random);
-  return html`<section class="wb-judged" aria-label="Faithfulness" aria-busy=${String(tasks.circuit.busy)}>
+  return html`<dl class="wb-judged" aria-label="Faithfulness" aria-busy=${String(tasks.circuit.busy)}>
       ${number("This circuit keeps", last.f)} ${number("Everything else keeps", last.rest)}
       ${number("Random ones of its size keep at most", random)} ${number("As it was found", last.f_found)}
-      <div><dt>Edges</dt><dd>${last.edges.length} of ${last.total}</dd></div></section>
+      <div><dt>Edges</dt><dd>${last.edges.length} of ${last.total}</dd></div></dl>
     ${drop.length || add.length
       ? html`<p class="wb-changes">${drop.map((name) => chip(`without ${name}`, () => judge(drop.filter((d) => d !== name), add)))}
           ${add.map((name) => chip(`with ${name}`, () => judge(drop, add.filter((d) => d !== name))))}

@@ -126,7 +126,7 @@ function columns(data, change) {
 }
 
 /** A second set of pairs; of its help the command line's part is left out. */
-const second = (o, data, set) => html`<fieldset class="wb-edit wb-wide"><legend>${o.name} <small>a second set: ${o.about.split(". ")[0]}</small></legend>
+const second = (o, data, set) => html`<fieldset class="wb-edit wb-wide"><legend>${o.name} <small>a second set: ${o.about.split(/[.;] (?=[A-Z])/)[0]}</small></legend>
   ${columns(data, (changed) => set({ ...data, ...changed }))}</fieldset>`;
 
 function start(card, kinds, data, options) {
