@@ -476,6 +476,9 @@ def test_a_model_of_pictures_has_pages_too(open_desk: Callable[..., Desk]) -> No
         tab.page.goto(f"{tab.base}#{quote(json.dumps({'page': page, 'model': 'sight/cnn'}))}")
         tab.page.locator("main h1").wait_for()
         assert tab.page.locator(".wb-problem").count() == 0, page
+        said = tab.page.get_by_text("This model reads no text")
+        if page in ("explain", "look", "cause", "change"):
+            said.wait_for()
     tab.page.get_by_text("ResNetForImageClassification").first.wait_for()
     tab.go("explain", prompt=[1, {"not": "text"}], contrast=5, job={"a": 1})
     tab.page.locator("main h1").wait_for()

@@ -103,10 +103,14 @@ function elsewhere() {
   return problem({ what: "this server has no such model", given: known.elsewhere, why: `the page shows ${state.model} instead`, do: `start underhood serve ${known.elsewhere}, or choose another on the left` });
 }
 
+const TEXT = ["explain", "look", "cause", "change"]; // pages that begin with a prompt
+
 /** The page; anybody can write a link, and one that does not fit must not leave it empty. */
 function drawn(page) {
   try {
-    return page.draw(known.facts);
+    return html`${page.draw(known.facts)} ${TEXT.includes(state.page) && known.facts && !known.facts.facts.tokenizer
+      ? html`<p class="wb-about wb-wordless">This model reads no text, so this page has nothing to ask it. <button type="button" class="wb-link" @click=${() => go("model")}>See what it is made of</button>, or choose another model.</p>`
+      : nothing}`;
   } catch (why) {
     console.warn(why);
     return html`${problem({ what: "this link does not fit the page", why: why.message, do: "start the page afresh" })}
