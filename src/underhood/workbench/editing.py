@@ -116,7 +116,7 @@ def _changed(found: "Circuit", asked: EditCircuit) -> "Circuit":
 
 def _view(circuit: "Circuit", case: _Case, f: list[float]) -> View:
     """The circuit as a graph, with its proof below the title: pictures are saved with both."""
-    from underhood.methods.locate._graph_view import graph_view
+    from underhood.methods.graph_view import graph_view
 
     inside = set(circuit.edges)
     ranked = case.scores.strongest(circuit.graph.n_edges)
