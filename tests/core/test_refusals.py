@@ -166,6 +166,9 @@ def test_every_error_has_a_builtin_and_an_exit_code() -> None:
     [
         ("resid_pots.1", SiteNotFound, "resid_post"),
         ("module:model.layers.1.mpl", SiteNotFound, "model.layers.1.mlp"),
+        ("module:model.layers.1.mlp.3", SiteNotFound, "no units"),
+        ("module_in:model.layers.1.self_attn.o_proj.0", SiteNotFound, "no units"),
+        ("module:model.layers.7", SiteNotFound, "model.layers.0"),
         ("enc.resid_post.1", SiteNotFound, "no stack 'enc'"),
         ("resid_post.3", OutOfRange, "0 to 2"),
         ("z.1.4", OutOfRange, "0 to 3"),

@@ -302,6 +302,16 @@ class Sites:
 
     def _module(self, site: Site) -> Site:
         if site.path not in self.modules:
+            path, _, unit = site.path.rpartition(".")
+            numbered = f"{path}.0" in self.modules  # a list of modules, and one that it lacks
+            if path in self.modules and unit.isdecimal() and not numbered:
+                raise SiteNotFound(
+                    f"{site.name}: sites have no units",
+                    given=str(site),
+                    why="what the axes of any module's tensor count is not known",
+                    do=f"take {site.name}:{path} whole and pick from it, or change a part of it with"
+                    " uh.call; heads, neurons and experts have sites of their own (z.LAYER.HEAD)",
+                )
             raise SiteNotFound(
                 f"this model has no module {site.path!r}",
                 given=str(site),
