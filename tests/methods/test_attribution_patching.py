@@ -97,7 +97,8 @@ def test_baselines_are_exact_on_a_linear_network(sites: tuple[str, ...], value: 
     exact = activation_patching(model, pairs, control=False, **asked)
     size = np.abs(exact["raw"].values).max()
     assert size > 0.05
-    resampled = activation_patching(model, pairs, control=False, **asked | {"value": "resample"})
+    other: dict[str, Any] = asked | {"value": "resample"}
+    resampled = activation_patching(model, pairs, control=False, **other)
     assert np.abs(exact["raw"].values - resampled["raw"].values).max() > 0.02
     ways: list[dict[str, Any]] = [
         {"method": "atp"}, {"method": "atp", "grad_at": "clean"}, {"method": "ig", "steps": 1},

@@ -309,7 +309,7 @@ class Sites:
                     f"{site.name}: sites have no units",
                     given=str(site),
                     why="what the axes of any module's tensor count is not known",
-                    do=f"take {site.name}:{path} whole and pick from it, or change a part of it with"
+                    do=f"take {site.name}:{path} whole and pick from it, or change a part with"
                     " uh.call; heads, neurons and experts have sites of their own (z.LAYER.HEAD)",
                 )
             raise SiteNotFound(
