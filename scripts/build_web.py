@@ -3,10 +3,10 @@
     python scripts/build_web.py
 
 Needs node 18 and npm; nothing else in the project does. The packages of `web/package-lock.json` are
-installed into `web/node_modules` if they are not there, esbuild bundles `web/report.js` and
-`web/index.js`, and `src/underhood/view/static` gets the two bundles, the licences of what is in
-them, and a manifest with the digest of every source and output. `tests/view/test_bundle.py` fails
-when a source has changed and this was not run.
+installed into `web/node_modules` if they are not there, tsc checks the types of the sources,
+esbuild bundles `web/report.js` and `web/index.js`, and `src/underhood/view/static` gets the two
+bundles, the licences of what is in them, and a manifest with the digest of every source and output.
+`tests/view/test_bundle.py` fails when a source has changed and this was not run.
 """
 
 import base64
@@ -30,8 +30,10 @@ LICENCES = "THIRD_PARTY.txt"
 def main() -> None:
     """Write the bundles into the package."""
     write_palette()
-    if not (WEB / "node_modules").is_dir():
+    if not all((WEB / "node_modules" / ".bin" / tool).exists() for tool in ("tsc", "esbuild")):
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=WEB, check=True)
+    if subprocess.run(["npm", "run", "--silent", "check"], cwd=WEB).returncode:
+        sys.exit("Nothing was built: the types named above do not fit.")
     outputs = build(STATIC)
     manifest = {"schema": "bundle/1", "sources": digests(), "outputs": outputs}
     (STATIC / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -109,7 +111,7 @@ def palette() -> str:
 
 def sources() -> list[Path]:
     """Everything that the bundles are made from."""
-    found = [WEB / "package.json", WEB / "package-lock.json"]
+    found = [WEB / name for name in ("package.json", "package-lock.json", "tsconfig.json")]
     for pattern in ("*.js", "*.css", "core/*", "elements/*"):
         found += WEB.glob(pattern)
     return sorted(found)

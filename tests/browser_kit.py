@@ -41,7 +41,7 @@ CUT_OFF = """
 # The same things told of a static drawing and of an element: words, colours, shapes, pixels.
 _TELL = """
 (root) => {
-  const skip = '.uh-tools, .uh-readout, .uh-slider, .uh-find, .uh-made, script,'
+  const skip = '.uh-tools, .uh-readout, .uh-slider, .uh-find, .uh-pins, .uh-made, script,'
     + ' .uh-sort > [aria-hidden]';
   const seen = (e) => !e.closest(skip);
   const squeeze = (t) => t.replace(/\\s+/g, '');

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from underhood.organisms import (
     organisms,
 )
 from underhood.organisms.card import Card
+from underhood.organisms.language import Case
 from underhood.organisms.trainer import CHECKPOINT, Run
 
 TASKS = tuple(organism("town").tasks)
@@ -264,6 +266,38 @@ def test_a_drill_is_trained_on_and_not_handed_out(town: Language, tmp_path: Path
     with pytest.raises(UsageError, match="no task 'drill'"):
         tiny.prompts("drill")
     assert tiny.identity() != replace(tiny, drills=()).identity()
+
+
+def test_a_changed_grammar_is_another_run(town: Language, tmp_path: Path) -> None:
+    """The task keeps its name and weight; only what its function draws has changed."""
+    tiny = small(town)
+    first, *others = tiny.kinds
+
+    def louder(*given: Any) -> Case:
+        case = first.draw(*given)
+        return replace(case, after=(*case.after, "."))
+
+    Run(tiny, out=tmp_path).advance(1)
+    assert Run(small(town), out=tmp_path).step == 1  # the same grammar goes on
+    changed = replace(tiny, kinds=(replace(first, draw=louder), *others))
+    with pytest.raises(FileProblem, match="another run"):
+        Run(changed, out=tmp_path)
+    drilled = replace(tiny, drills=(replace(first, name="drill"),))
+    other = replace(tiny, drills=(replace(first, name="drill", draw=louder),))
+    assert len({x.grammar for x in (tiny, changed, drilled, other)}) == 4
+
+
+def test_a_grammar_is_known_in_every_process(town: Language) -> None:
+    """Words in a set have another order in every process; grammars must not depend on it."""
+    code = "from underhood.organisms import organism; print(organism('town').grammar)"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert seen == {town.grammar + "\n"}
 
 
 def test_same_seed_same_prompts(town: Language) -> None:

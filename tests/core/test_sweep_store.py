@@ -1,5 +1,6 @@
 """Sweeps that are stopped: nothing finished is lost, nothing is left behind, and they go on."""
 
+import copy
 import json
 import signal
 import threading
@@ -283,6 +284,27 @@ def test_other_files_are_refused_and_left_alone(text: str | bytes, tmp_path: Pat
     assert path.read_bytes() == data
     with pytest.raises(FileProblem, match="cannot be written"):
         sweep(model, tokens, cells[:2], half, store=tmp_path / "no" / "where.jsonl", **options)
+
+
+def test_a_change_in_the_middle_of_the_weights_is_another_model(tmp_path: Path) -> None:
+    """Half of what was kept would be of other weights."""
+    shared, tokens, cells, options = made()
+    model = Model(copy.deepcopy(shared.module), name="copy")
+    path = tmp_path / "sweep.jsonl"
+    sweep(model, tokens, cells, half, store=path, **options)
+    weight = max(model.module.parameters(), key=lambda w: w.numel()).data.view(-1)
+    weight[len(weight) // 2] += 0.5
+    with pytest.raises(FileProblem, match="the model's weights"):
+        sweep(model, tokens, cells, half, store=path, **options)
+
+
+def test_a_file_of_the_first_form_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model, tokens, cells, options = made()
+    path = tmp_path / "sweep.jsonl"
+    sweep(model, tokens, cells, half, store=path, **options)
+    path.write_text(path.read_text().replace("sweep/2", "sweep/1"))
+    with pytest.raises(FileProblem, match="all of the model's weights"):
+        sweep(model, tokens, cells, half, store=path, **options)
 
 
 def test_looking_on_at_a_method_that_knows_nothing_of_it() -> None:

@@ -84,6 +84,48 @@ def test_it_is_exact_on_a_linear_network(sites: tuple[str, ...]) -> None:
         assert np.allclose(found["change"].sum("batch"), found["raw"], atol=1e-9)
 
 
+@pytest.mark.parametrize("value", ["zero", "mean", "mean-position"])
+@pytest.mark.parametrize("sites", [("z", "v"), ("attn_out", "mlp_out", "resid_post")])
+def test_baselines_are_exact_on_a_linear_network(sites: tuple[str, ...], value: Any) -> None:
+    """Clean gradient times (value - clean), the same numbers as noising with that value."""
+    model = linear()
+    pairs = Pairs(
+        [PAIR.clean[0], "w21 w30 w14 w41 w52 w8"], [PAIR.contrast[0], "w21 w30 w19 w41 w50 w8"],
+        [["w30"], ["w31"]], [["w33"], ["w35"]],
+    )  # fmt: skip
+    asked: dict[str, Any] = {"sites": sites, "direction": "noise", "value": value}
+    exact = activation_patching(model, pairs, control=False, **asked)
+    size = np.abs(exact["raw"].values).max()
+    assert size > 0.05
+    other: dict[str, Any] = asked | {"value": "resample"}
+    resampled = activation_patching(model, pairs, control=False, **other)
+    assert np.abs(exact["raw"].values - resampled["raw"].values).max() > 0.02
+    ways: list[dict[str, Any]] = [
+        {"method": "atp"}, {"method": "atp", "grad_at": "clean"}, {"method": "ig", "steps": 1},
+    ]  # fmt: skip
+    for way in ways:
+        found = attribution_patching(model, pairs, **asked, **way, **options())
+        assert np.abs(found["raw"].values - exact["raw"].values).max() < 2e-5 * size
+        assert (found["skipped"].values == exact["skipped"].values).all()
+        assert found.provenance["value"] == value
+    found = attribution_patching(model, pairs, **asked, method="atp*", **options())
+    assert np.abs(found["signed"].values - exact["effect"].values).max() < 2e-5 * size
+
+
+def test_integrated_gradients_reach_a_baseline() -> None:
+    """The rest of the model bends: the whole way from clean to zero is the exact effect."""
+    model = random_model("gpt2")
+    asked: dict[str, Any] = {
+        "sites": "mlp_out", "direction": "noise", "value": "zero", "positions": "all",
+        "batch_size": 64,
+    }  # fmt: skip
+    exact = activation_patching(model, PAIR, control=False, **asked)["raw"].values
+    ways: list[dict[str, Any]] = [{"method": "atp"}, {"method": "ig", "steps": 50}]
+    found = [attribution_patching(model, PAIR, **asked, **way, **options()) for way in ways]
+    gaps = [np.abs(each["raw"].values - exact).max() for each in found]
+    assert gaps[1] < 0.01 * np.abs(exact).max() < gaps[0]
+
+
 def test_neurons_are_exact_too() -> None:
     model = linear()
     chosen: dict[str, Any] = {"sites": "mlp_post", "units": (0, 3, 5), "positions": "last"}
@@ -421,8 +463,28 @@ def test_town_agrees_with_exact_patching(town: Model) -> None:
     assert r("atp*", "signed") > 0.9 > r("atp")
 
 
+@pytest.mark.parametrize("value", ["zero", "mean"])
+def test_baselines_are_checked_by_exact_patching(town: Model, value: Any) -> None:
+    pairs = town_pairs(3)
+    found = attribution_patching(
+        town, pairs, direction="noise", value=value, positions="all", verify=64, tail=0
+    )
+    exact = activation_patching(
+        town, pairs, sites="z", direction="noise", value=value, positions="all", control=False
+    )
+    assert (found["verified"].values > 0).all()  # every head
+    assert np.allclose(found["exact"].values, exact["effect"].values, atol=1e-5)
+    assert float(found["pearson_all"]) > 0.5 > float(found["pearson_chance"]) * 0.9
+
+
 def test_refusals(town: Model) -> None:
     pair = town_pairs(1)
+    with pytest.raises(UsageError, match="direction='noise'"):
+        attribution_patching(town, pair, value="zero")
+    with pytest.raises(UsageError, match="clean run"):
+        attribution_patching(town, pair, value="mean", direction="noise", grad_at="both")
+    with pytest.raises(UsageError, match="QK fix"):
+        attribution_patching(town, pair, sites="k", value="zero", direction="noise", method="atp*")
     with pytest.raises(UsageError, match="no gradient"):
         attribution_patching(town, pair, metric="rank")
     with pytest.raises(OutOfRange):

@@ -9,7 +9,7 @@ from random_models import random_model
 import underhood as uh
 from underhood.circuits import Graph
 from underhood.core.model import Model
-from underhood.methods.locate._graph_view import graph_view
+from underhood.methods.graph_view import graph_view
 from underhood.methods.locate.circuit import circuit
 from underhood.methods.locate.commitment import commitment
 from underhood.methods.locate.edge_attribution import edge_attribution

@@ -1,5 +1,6 @@
 """The logit lens: equal to the model at the end, to a hand-made lens in between."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,24 @@ def test_refuses_bad_requests():
     for error, options in requests:
         with pytest.raises(error):
             logit_lens(model, PROMPT, **options)
+
+
+def test_a_reader_finds_the_numbers_behind_every_cell():
+    """The page's list of candidates and its other measures are those of the data."""
+    found = logit_lens(random_model("gpt2"), PROMPT, top=3)
+    assert isinstance(found.view, Group)
+    cells = found.view.views[0]
+    assert isinstance(cells, Grid) and cells.candidates is not None
+    listed = [[[cells.candidates.tokens[i] for i in cell] for cell in row]
+              for row in cells.candidates.ids]  # fmt: skip
+    assert listed == found["top_token"].values.tolist()
+    np.testing.assert_allclose(np.array(cells.candidates.values), found["top_prob"], rtol=1e-6)
+    for measure, name in zip(cells.measures, ("target_rank", "entropy", "kl"), strict=True):
+        np.testing.assert_allclose(np.array(measure.values), found[name], rtol=1e-6)
+
+
+def test_a_very_long_prompt_shows_the_followed_probability_alone(monkeypatch):
+    monkeypatch.setattr(import_module("underhood.methods.read.logit_lens"), "_WHOLE", 10)
+    cells = logit_lens(random_model("gpt2"), PROMPT).view.views[0]  # pyright: ignore
+    assert isinstance(cells, Grid)
+    assert cells.candidates is None and cells.measures == []

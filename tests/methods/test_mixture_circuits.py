@@ -13,6 +13,8 @@ from underhood.methods.locate.circuit import circuit
 from underhood.methods.locate.circuit_overlap import circuit_overlap
 from underhood.methods.locate.edge_attribution import edge_attribution, scores_of
 from underhood.methods.locate.masks import masks
+from underhood.organisms import Language, organism
+from underhood.organisms.guild import TRADES
 
 FAMILIES = ("mixtral", "qwen2_moe")  # the second has a shared expert
 SHARED = {"mixtral": 0, "qwen2_moe": 1}
@@ -99,3 +101,32 @@ def test_masks_keep_experts(mixture: uh.Model) -> None:
 def test_dense_models_have_no_experts() -> None:
     with pytest.raises(NotOffered, match="no experts"):
         edge_attribution(random_model("llama"), pairs_of(0), by="eap", experts=True)
+
+
+@pytest.mark.parametrize("trade", TRADES)
+def test_the_experts_of_a_trade_are_found(trade: str) -> None:
+    """`guild`: what routing says of a trade, edges say too, and the circuit rests on them."""
+    guild = organism("guild")
+    assert isinstance(guild, Language)
+    model, own = guild.load(), guild.truth[f"routing of {trade}"].parts
+    drawn = guild.pairs(trade, 48, 11)
+    sides = zip(drawn.clean, drawn.contrast, strict=True)
+    within = [i for i, side in enumerate(sides) if all(trade in str(text) for text in side)]
+    assert len(within) >= 8
+    kept = ([side[i] for i in within] for side in (drawn.clean, drawn.contrast))
+    said = ([side[i] for i in within] for side in (drawn.answers or [], drawn.wrong or []))
+    pairs = uh.Pairs(*kept, *said)
+    found = edge_attribution(model, pairs, by="eap", experts=True, verify_top=0)
+    sums: dict[str, float] = {}
+    for name, score in zip(found["source"].values, abs(found["score"].values), strict=True):
+        if ".e" in str(name):
+            sums[str(name)] = sums.get(str(name), 0.0) + float(score)
+    share = sum(sums[name] for name in own) / sum(sums.values())
+    assert share > 0.9 > 0.4 > len(own) / len(sums)
+    cut = circuit(model, pairs, by="eap", experts=True, draws=2)
+    held = zip(cut["name"].values, cut["score"].values, cut["in_circuit"].values, strict=True)
+    starts = [(str(name).split("->")[0], abs(float(score))) for name, score, inside in held
+              if inside]  # fmt: skip
+    theirs = sum(score for name, score in starts if name in own)
+    assert theirs > 0.9 * sum(score for name, score in starts if ".e" in name) > 0
+    assert float(cut["f"]) > 0.7

@@ -112,7 +112,10 @@ def _forms(rng: np.random.Generator) -> dict[str, View]:
     """Where the answer forms."""
     n = len(PROMPT)
     lens = 1 / (1 + np.exp(-(np.arange(12)[:, None] - 9 + rng.normal(0, 1.2, (12, n)))))
-    words = rng.choice([" Mary", " John", " the", " a", "\n", " store", ",", " him"], (12, n))
+    spoken = [" Mary", " John", " the", " a", "\n", " store", ",", " him"]
+    ids = np.argsort(rng.random((12, n, len(spoken))))[..., :3]
+    words = np.array(spoken)[ids[..., 0]]
+    others = np.sort(rng.random((12, n, 3)) ** 4)[..., ::-1]
     return {
         "tokens": tokens(
             PROMPT,
@@ -146,6 +149,15 @@ def _forms(rng: np.random.Generator) -> dict[str, View]:
             text=words.tolist(),
             scale="probability",
             unit="probability",
+            measures=[
+                {"name": "rank", "values": (50 * (1 - lens) ** 4).round(), "unit": "tokens above"},
+                {"name": "entropy", "values": 6 * (1 - lens), "unit": "nats"},
+            ],
+            candidates={
+                "tokens": spoken,
+                "ids": ids,
+                "values": others,
+            },
             title="What each layer would say",
             about="The top token if the model stopped there, and its probability. "
             "Early layers are read with the last layer's norm and can mislead.",

@@ -72,6 +72,17 @@ def _models(rng: np.random.Generator) -> dict[str, View]:
             unit="logits", value_unit="of f", total=32491, x_name="head, then MLP",
             title="The circuit", about="Lines: edges by score. Colours: what f loses without it.",
         ),
+        "grouped": graph(
+            [{"id": "input", "y": -1, "x": 1}, {"id": "logits", "y": 3, "x": 1},
+             *({"id": f"a{y}.h{x}", "label": f"L{y}.H{x}", "y": y, "x": x, "value": x - y / 4,
+                "at": {"layer": y, "head": x}} for y in range(3) for x in range(4))],
+            [("input", "a0.h0", 1.5), ("input", "a0.h1", -0.25), ("input", "a1.h3", 0.5),
+             ("a0.h0", "a1.h1", 0.75), ("a0.h1", "a1.h1", 0.5), ("a0.h0", "a1.h2", -1.0),
+             ("a1.h1", "a2.h0", 2.0), ("a1.h2", "a2.h0", None), ("a1.h3", "logits", 0.25),
+             ("a1.h1", "a1.h2", 9.0), ("a2.h0", "logits", 1.25), ("a1.h2", "logits", 0.125)],
+            supernodes={"movers": ["a1.h1", "a1.h2"], "early": ["a0.h0", "a0.h1"]},
+            pins=["movers", "a2.h0", "a2.h3"], unit="logits", title="A circuit with groups",
+        ),
         "tree": tree(root, title="gpt2: GPT2LMHeadModel", about="Every module with its sites."),
     }  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_extreme_and_missing_numbers_are_drawn_alike(tab: Tab) -> None:
         grid([[2.5e7, -1e5]], rows=["a"], cols="bc"),
         grid(wide, rows=range(30), cols=range(40), marks=[(2, 2)]),
         grid([], rows=[], cols=[]),
-        bars(["L9.H6", "x" * 40, "z"], [2.5e7, -1e6, np.nan], total=1e7, baseline=[[0, 1e6]] * 3),
+        bars(["a9.h6", "x" * 40, "z"], [2.5e7, -1e6, np.nan], total=1e7, baseline=[[0, 1e6]] * 3),
         bars([f"part {i}" for i in range(60)], rng.normal(0, 1, 60)),
         lines(["a", "b", "c"], {"s": [1.0, np.nan, 3e6], "t": [0, 1, 2]}, y_name="loss"),
         lines([], {}),

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -78,6 +79,14 @@ def test_licences_are_there(build: ModuleType) -> None:
     for name, version in named:
         assert lock[f"node_modules/{name}"]["version"] == version
     assert text.count("Redistribution") >= len(named)
+
+
+def test_types_fit(build: ModuleType) -> None:
+    tsc = build.WEB / "node_modules" / ".bin" / "tsc"
+    if not tsc.exists():
+        pytest.skip("web/node_modules is not installed (npm ci in web/)")
+    done = subprocess.run([tsc, "--project", "."], cwd=build.WEB, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_built_again_is_the_same(build: ModuleType, manifest: dict, tmp_path: Path) -> None:

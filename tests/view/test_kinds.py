@@ -100,12 +100,28 @@ NODES = [{"id": "a", "y": 0, "x": 0}, {"id": "b", "y": 1, "x": 0}]
 ONE = grid([[1.0]], rows="a", cols="b")
 
 
+def _lens(**candidates: Any) -> View:
+    return grid([[1.0]], rows="a", cols="b", candidates={"tokens": ["x", "y"], **candidates})
+
+
 @pytest.mark.parametrize(
     ("make", "part"),
     [
         (lambda: graph(NODES, [("a", "c", 1.0)]), "no node 'c'"),
         (lambda: graph([*NODES, NODES[0]], []), "ids"),
         (lambda: graph(NODES, [("a", "b", 1.0)] * 3, total=2), "total"),
+        (lambda: graph(NODES, [], supernodes={"g": ["a", "c"]}), "'c'"),
+        (lambda: graph(NODES, [], supernodes={"g": ["a"], "h": ["b", "a"]}), "one group only"),
+        (lambda: graph(NODES, [], supernodes={"a": ["a", "b"]}), "names that differ"),
+        (lambda: graph(NODES, [], supernodes={"": ["a", "b"]}), "name"),
+        (lambda: graph(NODES, [], supernodes={"g": []}), "nodes"),
+        (lambda: graph(NODES, [], pins=["c"]), "'c'"),
+        (lambda: _lens(ids=[[[0, 2]]], values=[[[0.5, 0.1]]]), "none of the 2 tokens"),
+        (lambda: _lens(ids=[[[0, 1]]], values=[[[0.5]]]), "cell's candidates"),
+        (lambda: _lens(ids=[[[0, 1]]] * 2, values=[[[0.5, 0.1]]] * 2), "rows of the candidates"),
+        (lambda: _lens(ids=[[[0]] * 2], values=[[[0.5]] * 2]), "columns of the candidates"),
+        (lambda: grid([[1.0]], rows="a", cols="b",
+                      measures=[{"name": "rank", "values": [[1.0, 2.0]]}]), "columns of rank"),
         (lambda: graph(NODES, Edges(source=[0], target=[2], weight=[1.0])), "target"),
         (lambda: picture(b"GIF89a"), "not a PNG"),
         (lambda: picture(np.zeros((3, 4))), "height, width, 3"),

@@ -41,8 +41,7 @@ def pair(client: Client) -> dict[str, str]:
     """The model's first example."""
     facts = next(p for p in client.parts("load") if p["name"] == "model")["facts"]
     example = dict(facts["examples"][0])
-    example.pop("task")
-    return example
+    return {column: example[column] for column in ("prompt", "contrast", "answer", "wrong")}
 
 
 @pytest.fixture

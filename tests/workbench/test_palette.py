@@ -10,11 +10,15 @@ from underhood.core.errors import UnderhoodError, UsageError
 from underhood.core.ops import OPS
 from underhood.methods import find, names
 from underhood.workbench.asking import validated
-from underhood.workbench.forms import arguments, card
-from underhood.workbench.models import why_not
+from underhood.workbench.forms import Columns, arguments, card
+from underhood.workbench.models import examples, trial
 from underhood.workbench.palette import EditForm, builders, make_plan, palette
 
 PROMPT = "a b"
+
+
+def no_plan(key: str) -> uh.Plan:
+    raise AssertionError(f"nobody asked for the plan {key}")
 
 
 def test_every_op_is_in_the_palette() -> None:
@@ -106,22 +110,32 @@ def test_every_method_is_a_form(name: str) -> None:
     assert form["summary"] and {s[0] for s in form["sections"]} >= {"Cost", "Source", "Misleads"}
     typed = {
         f["name"]: f["default"] for f in form["options"]
-        if f["default"] and f["control"] != "python"
+        if f["default"] and f["control"] not in ("pairs", "plan")
     }  # fmt: skip
     given = Given(["p"], ["c"] if any(d["kind"] == "pairs" for d in form["data"]) else [])
-    if [f for f in form["options"] if f["required"]]:
+    if needed := [f["name"] for f in form["options"] if f["required"]]:
         with pytest.raises(UsageError):
-            arguments(method, given, typed)
-        return
-    said = arguments(method, given, typed)
+            arguments(method, given, typed, no_plan)
+        typed |= dict.fromkeys(needed, Columns(prompts=["q"], contrasts=["r"]))
+    said = arguments(method, given, typed, no_plan)
+    assert set(needed) <= set(said)
     for parameter in method.parameters:
         if parameter.option and parameter.name in typed:
-            assert said[parameter.name] == parameter.default, parameter.name
+            assert parameter.name in needed or said[parameter.name] == parameter.default
 
 
 def test_a_probe_leaves_the_model_as_it_was(model: uh.Model) -> None:
     before = len(model.module._forward_pre_hooks)
-    assert why_not(model, find("logit_lens"), []) is None
+    assert trial(model, find("logit_lens"), [])[0] is None
     assert len(model.module._forward_pre_hooks) == before
     plain = uh.load("random/mamba")
-    assert "attention" in (why_not(plain, find("attention"), []) or "") or plain.tokenizer is None
+    assert "attention" in (trial(plain, find("attention"), [])[0] or "") or plain.tokenizer is None
+
+
+def test_a_form_starts_with_rows_enough(model: uh.Model) -> None:
+    """A method that tests on other rows than it chooses on is given several, the rest one."""
+    shown = examples(model, "village")
+    rows = {n: trial(model, find(n), shown)[1] for found in names().values() for n in found}
+    assert rows["logit_lens"] == rows["activation_patching"] == 1
+    assert min(rows["component_roles"], rows["subspace"], rows["prior_layers"]) >= 4
+    assert all(example["rows"][0]["prompt"] == example["prompt"] for example in shown)

@@ -112,6 +112,51 @@ def test_any_method_and_its_file(client: Client, model: uh.Model, pair: dict) ->
     assert page.headers["content-disposition"].startswith("attachment")
 
 
+COLUMNS = {"prompts": "prompt", "contrasts": "contrast", "answers": "answer", "wrong": "wrong"}
+
+
+def columns(rows: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Rows of an example as a page sends them."""
+    return {column: [row[name] for row in rows] for column, name in COLUMNS.items()}
+
+
+def test_a_second_set_of_pairs(client: Client, model: uh.Model) -> None:
+    """`other` is filled in like the first set, and means what `uh.Pairs` means."""
+    shown = client.get("/api/model")["examples"]
+    first, second = [columns(e["rows"][:2]) for e in shown if len(e["rows"]) > 1][:2]
+    options = {"by": "eap", "draws": "2"}
+    asked = {"name": "circuit_overlap", **first, "options": options | {"other": second}}
+    kept = client.parts("method", **asked)[-1]["result"]
+    one, two = (uh.Pairs(*said.values()) for said in (first, second))
+    wanted = uh.locate.circuit_overlap(model, one, other=two, by="eap", draws=2)
+    assert uh.Result.load(client.results / f"{kept}.json").data.equals(wanted.data)
+    listed = next(r for r in client.get("/api/results")["results"] if r["id"] == kept)
+    assert listed["prompt"] == f"{first['prompts'][0]} (first of 2)"
+    half = second | {"contrasts": []}
+    for other in (half, {}, {"prompts": []}):
+        error = client.refused("method", **(asked | {"options": options | {"other": other}}))
+        assert error["type"] == "UsageError" and "other" in error["what"]
+    wrong = {"name": "logit_lens", "prompts": first["prompts"], "options": {"top": second}}
+    assert "no set of pairs" in client.refused("method", **wrong)["what"]
+    unknown = {"do": "method"} | asked | {"options": {"other": {"rows": []}}}
+    answer = client.ask("POST", "/api/jobs", unknown)
+    assert answer.status == 400, "no unknown column"
+
+
+def test_a_saved_plan_as_an_option(client: Client, model: uh.Model, pair: dict) -> None:
+    edits = [{"site": "z.0.0", "op": "zero"}]
+    plan = client.parts("plan", name="no head", prompt=pair["prompt"], edits=edits)[-1]["result"]
+    asked = {"name": "attention", "prompts": [pair["prompt"]], "options": {"edits": plan}}
+    kept = client.parts("method", **asked)[-1]["result"]
+    wanted = uh.read.attention(
+        model, pair["prompt"], edits=Plan.load(client.results / f"{plan}.json")
+    )
+    assert uh.Result.load(client.results / f"{kept}.json").data.equals(wanted.data)
+    assert not wanted.data.equals(uh.read.attention(model, pair["prompt"]).data)
+    other = client.refused("method", **asked, model="stream")
+    assert other["type"] in ("PlanError", "NotOffered"), "made for another model"
+
+
 # Explaining -------------------------------------------------------------------------------------
 
 
@@ -394,10 +439,13 @@ def test_a_page_names_no_folder_and_no_hub(client: Client, tmp_path: Path) -> No
 
 
 def test_a_method_reads_no_file(client: Client, outside: Path, pair: dict) -> None:
-    """Options that are files on a command line cannot be given by a page."""
-    columns = {"prompts": "prompt", "contrasts": "contrast", "answers": "answer", "wrong": "wrong"}
-    data = {column: [pair[name]] for column, name in columns.items()}
+    """Options that are files on a command line are no files for a page."""
+    data = {column: [pair[name]] for column, name in COLUMNS.items()}
     error = client.refused(
         "method", name="circuit_overlap", options={"other": str(outside)}, **data
     )
     assert error["type"] == "UsageError" and "Python" in error["do"]
+    prompts = [pair["prompt"]]
+    for path in (str(outside), "../secret", outside.stem):
+        error = client.refused("method", name="sinks", prompts=prompts, options={"edits": path})
+        assert error["type"] == "FileProblem", error

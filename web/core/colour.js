@@ -3,12 +3,15 @@
  *
  * The tables themselves come from Python (`palette.json`, written by scripts/build_web.py), so a
  * cell has the same colour in the static page and here. The arithmetic is that of `limits_of` and
- * `indices`; a test in the browser compares the two.
+ * `indices`; a test in the browser compares the two. Only the logarithmic scale, a choice of the
+ * reader, is here alone: it bends how values are spread over the colours, and moves neither zero nor
+ * the ends.
  */
 import table from "./palette.json";
 
 export const MISSING = 255;
 const LEVELS = 255;
+const DEPTH = 99; // a hundredth of the limit still takes 15 % of the colours
 
 /** Decoded once: 255 x 3 bytes per scale, low to high. */
 const palettes = Object.fromEntries(
@@ -30,9 +33,15 @@ function finite(values) {
 
 /**
  * What the two ends of a scale mean.
- * @returns {{scale: string, low: number, high: number, clipped: number, extreme: number}}
+ *
+ * @typedef {{scale: string, low: number, high: number, clipped: number, extreme: number, log: boolean}} Limits
+ * @param {any} values numbers, or rows of numbers; null is missing
+ * @param {string} scale diverging, sequential or probability
+ * @param {number | null} limit the magnitude at the end; null takes the robust one
+ * @param {boolean} log spread the colours logarithmically (probabilities stay as they are)
+ * @returns {Limits}
  */
-export function limitsOf(values, scale, limit = null) {
+export function limitsOf(values, scale, limit = null, log = false) {
   const data = finite(values);
   let extreme = 0;
   let least = Infinity;
@@ -53,7 +62,27 @@ export function limitsOf(values, scale, limit = null) {
   const slack = 1e-9 * (high - low);
   let clipped = 0;
   for (const v of data) if (v > high + slack || v < low - slack) clipped += 1;
-  return { scale, low, high, clipped, extreme };
+  return { scale, low, high, clipped, extreme, log: log && canLog(scale) };
+}
+
+/** The limits of a strip or grid. */
+export const limitsFor = (view) =>
+  limitsOf(view.values ?? [], view.scale ?? "diverging", view.limit ?? null, view.log);
+
+/** Whether a scale has a logarithmic form: probabilities are compared between views as they are. */
+export const canLog = (scale) => scale !== "probability";
+
+/** How far along its colours a size stands, 0 to 1, on the logarithmic scale. */
+const bent = (size) => Math.log1p(DEPTH * size) / Math.log1p(DEPTH);
+
+/** The size, in shares of the limit, that has half the colour on the logarithmic scale. */
+export const HALF_COLOUR = Math.expm1(Math.log1p(DEPTH) / 2) / DEPTH;
+
+/** Where a value stands between the ends, 0 to 1; beyond them, if it lies there. */
+function shareOf(value, { low, high, log }) {
+  if (!log) return (value - low) / (high - low);
+  const share = Math.sign(value) * bent(Math.abs(value) / high);
+  return low < 0 ? (1 + share) / 2 : share;
 }
 
 /** Halves go to the even neighbour, as in numpy. */
@@ -65,8 +94,7 @@ function rint(x) {
 /** Palette index of one value; null is `MISSING`. */
 export function indexOf(value, limits) {
   if (value === null) return MISSING;
-  const share = (value - limits.low) / (limits.high - limits.low);
-  return Math.min(Math.max(rint(share * (LEVELS - 1)), 0), LEVELS - 1);
+  return Math.min(Math.max(rint(shareOf(value, limits) * (LEVELS - 1)), 0), LEVELS - 1);
 }
 
 function hex(scale, index) {

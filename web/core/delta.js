@@ -8,7 +8,7 @@ function minus(a, b) {
 
 /** A - B: empty where either has no value, on a diverging scale. */
 export function delta(view) {
-  const { cell_text, marks, about, control, ...rest } = view.a;
+  const { cell_text, marks, measures, candidates, about, control, ...rest } = view.a;
   const title = `${view.a.title || "A"} − ${view.b.title || "B"}`;
   return { ...rest, values: minus(view.a.values, view.b.values), scale: "diverging", limit: view.limit ?? null, title };
 }

@@ -10,6 +10,7 @@
  * canvases override `placeAt` and `light`.
  */
 import { LitElement, html, nothing } from "lit";
+import { heading, howMade } from "./about.js";
 import { flatten, written } from "./flat.js";
 import { rescaled, shareScale } from "./rescale.js";
 import { selection } from "./selection.js";
@@ -17,42 +18,66 @@ import { tame, tokenHtml } from "./tokens.js";
 import { tools } from "./tools.js";
 
 const HIDDEN_CELLS = 2000; // a screen reader gains nothing from a longer table
+const CONTROLS = "button, summary, input, select, a";
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 /** The tag of a kind. */
 export const tagOf = (kind) => `uh1-${kind}`;
 
-/** An element that draws this document. */
+/** An element that draws this document. @returns {any} */
 export function element(view, options = {}) {
   const made = document.createElement(tagOf(view.kind));
   return Object.assign(made, { view, ...options });
 }
 
+/**
+ * @typedef {import("lit").TemplateResult | typeof nothing} Drawn
+ * @typedef {(number | null)[]} Place a row and a column; null stands for all of them
+ */
+
 export class ViewElement extends LitElement {
+  /** @type {import("lit").PropertyDeclarations} */
   static properties = {
     view: { attribute: false },
     level: { attribute: false },
     told: { attribute: false },
     nested: { attribute: false }, // a part of another view: without tools
     bare: { attribute: false }, // without the table behind it: the view around it has that
+    log: { state: true }, // colours on the logarithmic scale: the reader's choice
   };
 
-  /** Whether the picture is itself made of text or of a real table. */
+  /** Whether pictures of this kind always are text or a real table. */
   static readable = false;
+
+  /** The formats that it saves; null: all. @type {string[] | null} */
+  static saves = null;
 
   constructor() {
     super();
+    /** @type {any} */
     this.view = null;
     this.level = 3;
     this.told = {};
     this.nested = false;
     this.bare = false;
-    this.fallback = null; // the static picture, should drawing fail
-    this.source = null; // the document as it was written, for an export without loss
+    this.log = false;
+    /** The static picture, should drawing fail. @type {Element | null} */
+    this.fallback = null;
+    /** The document as it was written, for an export without loss. @type {string | null} */
+    this.source = null;
+    /** @type {Place | null} */
     this.peeked = null;
+    /** @type {Place | null} */
     this.kept = null;
+    /** The document of a view inside another one, as it was given, in JSON. @type {string | null} */
+    this.given = null;
+    /** The views inside this one, by name. @type {Map<string | number, ViewElement>} */
+    this.parts = new Map();
+    /** What is drawn: the view with its numbers rescaled. @type {any} */
+    this.drawn = null;
   }
 
+  /** @returns {any} */
   createRenderRoot() {
     return this;
   }
@@ -76,12 +101,33 @@ export class ViewElement extends LitElement {
 
   // ---- what a kind says about itself -------------------------------------------------------
 
-  /** The drawing of `view`, whose numbers are rescaled and whose limits are settled. */
+  /**
+   * The drawing of `view`, whose numbers are rescaled and whose limits are settled.
+   * @returns {Drawn}
+   */
   picture(view) {
     return nothing;
   }
 
-  /** Rows and columns that can be pointed at, or null. */
+  /** The document as the reader wants it drawn; what is saved stays whole. */
+  shaped(view) {
+    return view;
+  }
+
+  /** Whether the picture of `view` is itself made of text or of a real table. */
+  isReadable(view) {
+    return /** @type {typeof ViewElement} */ (this.constructor).readable;
+  }
+
+  /** Whether the reader can have the colours of `view` on a logarithmic scale. */
+  offersLog(view) {
+    return false;
+  }
+
+  /**
+   * Rows and columns that can be pointed at, or null.
+   * @returns {{rows: number, cols: number} | null}
+   */
   size() {
     return null;
   }
@@ -91,37 +137,71 @@ export class ViewElement extends LitElement {
     return "";
   }
 
-  /** What one part selects: some of layer, pos, head, feature. */
+  /**
+   * What one part selects: some of layer, pos, head, feature.
+   * @returns {Record<string, any>}
+   */
   spot(row, col) {
     return {};
   }
 
-  /** The part that a selection points at, as [row, col]; null for "all", or null if none. */
+  /**
+   * The part that a selection points at, or null.
+   * @param {Record<string, any>} chosen
+   * @returns {Place | null}
+   */
   find(chosen) {
     return null;
   }
 
-  /** The part that an arrow key leads to. */
+  /** Where the arrow keys begin. @returns {Place} */
+  first() {
+    return [0, 0];
+  }
+
+  /**
+   * The part that an arrow key leads to.
+   * @param {Place} from
+   * @param {number[]} by rows down and columns to the right
+   * @returns {Place}
+   */
   step([row, col], [down, right]) {
     const { rows, cols } = this.size();
     const clip = (x, most) => Math.min(Math.max(x, 0), most - 1);
     return [clip(row + down, rows), clip(col + right, cols)];
   }
 
-  /** The part under the pointer. */
+  /**
+   * The part under the pointer.
+   * @returns {Place | null}
+   */
   placeAt(event) {
     const mark = event.target.closest?.("[data-at]");
     return mark && this.contains(mark) ? mark.dataset.at.split(",").map(Number) : null;
   }
 
-  /** Show that a part is peeked at (`uh-at`), kept (`uh-kept`) or linked (`uh-linked`). */
+  /** Its own marks, without those of views inside it. @returns {any[]} */
+  marks(css) {
+    return [...this.querySelectorAll(css)].filter(this.#mine);
+  }
+
+  /** The first of its own marks, or null. */
+  mark(css) {
+    return this.marks(css)[0] ?? null;
+  }
+
+  /**
+   * Show that a part is peeked at (`uh-at`), kept (`uh-kept`) or linked (`uh-linked`).
+   * @param {Place | null} place
+   * @param {string} how
+   */
   light(place, how) {
-    for (const old of this.querySelectorAll(`.${how}`)) if (this.#mine(old)) old.classList.remove(how);
+    for (const old of this.marks(`.${how}`)) old.classList.remove(how);
     if (!place) return;
     const [row, col] = place;
     const query =
       row === null ? `[data-at$=",${col}"]` : col === null ? `[data-at^="${row},"]` : `[data-at="${row},${col}"]`;
-    for (const mark of this.querySelectorAll(query)) if (this.#mine(mark)) mark.classList.add(how);
+    for (const mark of this.marks(query)) mark.classList.add(how);
   }
 
   // ---- the frame ---------------------------------------------------------------------------
@@ -139,9 +219,10 @@ export class ViewElement extends LitElement {
   frame(view) {
     this.setAttribute("role", "group");
     this.setAttribute("aria-label", view.title || view.kind);
-    const { control } = view;
-    const [shown, beside] = control ? shareScale(view, control) : [view, null];
-    this.drawn = rescaled(shown);
+    const seen = this.shaped(view);
+    const { control } = seen;
+    const [shown, beside] = control ? shareScale(seen, control) : [seen, null];
+    this.drawn = rescaled(this.log ? { ...shown, log: true } : shown);
     const body = html`${this.picture(this.drawn)}${this.#readout()}${this.#numbers(view)}`;
     const wide =
       (view.kind === "grid" && view.cols.length > 8) || ["tokens", "table", "graph"].includes(view.kind);
@@ -157,16 +238,17 @@ export class ViewElement extends LitElement {
   besides(control) {
     return html`<div class="uh-control">
       <p class="uh-badge">control</p>
-      ${this.part("control", control, this.level + 1)}
+      ${this.nest("control", control, this.level + 1)}
     </div>`;
   }
 
   /** A view inside this one; the same element as long as its document is the same. */
-  part(name, view, level, { nested = true, bare = false } = {}) {
-    this.parts ??= new Map();
+  nest(name, view, level, { nested = true, bare = false } = {}) {
+    const given = JSON.stringify(view);
     const known = this.parts.get(name);
-    const written = known && JSON.stringify(known.view) === JSON.stringify(view);
-    const made = written ? known : element(view, { level, told: this.told, nested, bare });
+    // Compared with what it was given: a reader may have changed what it draws since.
+    const made = known?.given === given ? known : element(view, { level, told: this.told, nested, bare, given });
+    if (nested) made.log = this.log; // claim and control, or A and B, are told by one scale
     this.parts.set(name, made);
     return made;
   }
@@ -178,22 +260,7 @@ export class ViewElement extends LitElement {
 
   /** How the view was made: provenance that the page does not tell already, and the call. */
   made(view) {
-    const fresh = Object.entries(view.provenance ?? {}).filter(
-      ([key, value]) => JSON.stringify(this.told?.[key]) !== JSON.stringify(value),
-    );
-    if (!fresh.length && !view.python) return nothing;
-    const item = ([key, value]) => {
-      const text = plainValue(value);
-      const long = text.length > 60 ? "uh-long" : "";
-      return html`<div class=${long}><dt>${key.replaceAll("_", " ")}</dt><dd>${text}</dd></div>`;
-    };
-    return html`<details class="uh-made">
-      <summary>How this was made</summary>
-      ${view.python
-        ? html`<pre class="uh-code" tabindex="0" role="region" aria-label="Python call"><code>${view.python}</code></pre>`
-        : nothing}
-      ${fresh.length ? html`<dl class="uh-facts">${fresh.map(item)}</dl>` : nothing}
-    </details>`;
+    return howMade(view, this.told);
   }
 
   #readout() {
@@ -201,7 +268,7 @@ export class ViewElement extends LitElement {
   }
 
   #numbers(view) {
-    if (this.bare || this.constructor.readable || this.isReadable?.(view)) return nothing;
+    if (this.bare || this.isReadable(view)) return nothing;
     const tables = flatten({ ...view, control: undefined });
     const cells = tables.reduce((sum, { header, rows }) => sum + header.length * rows.length, 0);
     if (cells > HIDDEN_CELLS)
@@ -229,26 +296,26 @@ export class ViewElement extends LitElement {
     },
     pointerleave: () => this.peek(null),
     click: (event) => {
-      if (!this.#mine(event.target) || event.target.closest("button, a, summary, input")) return;
+      if (!this.#mine(event.target) || event.target.closest(CONTROLS)) return;
       const place = this.size() && this.placeAt(event);
-      if (place) this.keep(place);
+      if (place) this.#take(place, event);
     },
     keydown: (event) => this.#key(event),
   };
 
   #key(event) {
     const size = this.size();
-    if (!size || !this.#mine(event.target) || event.target.closest("button, summary, input, select, a"))
+    if (!size || !this.#mine(event.target) || event.target.closest(CONTROLS))
       return;
     const step = STEPS[event.key];
     if (!step && event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
     if (!step) {
-      if (this.peeked) this.keep(this.peeked);
+      if (this.peeked) this.#take(this.peeked, event);
       return;
     }
     const from = this.peeked ?? this.kept;
-    const next = from ? this.step(from, step) : [0, 0];
+    const next = from ? this.step(from, step) : this.first();
     this.peek(next);
     this.querySelector(`[data-at="${next}"]`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
@@ -263,6 +330,17 @@ export class ViewElement extends LitElement {
     this.dispatchEvent(new CustomEvent("uh-point", { detail: place, bubbles: true }));
     if (place) selection.set({ ...this.spot(...place), from: this });
     else if (had && selection.get().from === this) selection.set({});
+  }
+
+  /** A click or Enter; with Shift a part is added to those that a kind keeps. */
+  #take(place, event) {
+    if (event.shiftKey) this.add(place);
+    else this.keep(place);
+  }
+
+  /** Add a part to those kept, in a kind that keeps several. */
+  add(place) {
+    this.keep(place);
   }
 
   /** Keep one part until Esc, or until another is clicked. */
@@ -289,34 +367,22 @@ export class ViewElement extends LitElement {
 
   /** The line below the picture: what is peeked at, else kept, else what can be done. */
   tell() {
-    const line = this.querySelector(".uh-readout > span");
-    if (!line || !this.#mine(line)) return;
+    const line = this.mark(".uh-readout > span");
+    if (!line) return;
     const place = this.peeked ?? this.kept;
     line.parentElement.classList.toggle("uh-idle", !place);
     line.textContent = place
       ? tame(this.say(...place)) + (this.peeked ? "" : " · kept; Esc frees")
-      : "hover to look, click to keep, arrow keys to move";
+      : this.hint;
+  }
+
+  /** What can be done, while nothing is pointed at. */
+  get hint() {
+    return "hover to look, click to keep, arrow keys to move";
   }
 
   /** What is drawn anew, or is new on the page, shows what is selected already. */
-  updated() {
+  updated(changed) {
     this.follow(selection.get());
   }
-}
-
-/** A heading of a level that is known only here. */
-export function heading(level, text) {
-  const made = document.createElement(`h${Math.min(level, 6)}`);
-  made.className = "uh-title";
-  made.textContent = text;
-  return made;
-}
-
-/** A JSON value on one line, in words where there are words. */
-export function plainValue(value) {
-  if (value === null) return "not recorded";
-  if (Array.isArray(value)) return value.map(plainValue).join(", ");
-  if (typeof value === "object")
-    return Object.entries(value).map(([k, v]) => `${k} ${plainValue(v)}`).join(", ");
-  return written(value);
 }

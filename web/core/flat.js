@@ -46,6 +46,17 @@ function* modules(root) {
   for (const child of root.children ?? []) yield* modules(child);
 }
 
+function candidates(v) {
+  const { tokens, ids, values } = v.candidates;
+  const header = [v.row_name || "row", v.col_name || "column", "rank", "token", v.unit || "value"];
+  const rows = v.rows.flatMap((row, r) =>
+    v.cols.flatMap((col, c) => ids[r][c].map((token, rank) => [row, col, rank, tokens[token], values[r][c][rank]])),
+  );
+  return table(v, header, rows, "candidates");
+}
+
+const grouped = (groups) => groups.flatMap(({ name, nodes }) => nodes.map((id) => [name, id]));
+
 /** Text in quotes, as Python writes it. */
 const quoted = (text) =>
   text.includes("'") && !text.includes('"')
@@ -57,13 +68,16 @@ const FLAT = {
   tokens: (v) => [
     table(v, ["pos", "token", v.unit || "value"], v.tokens.map((t, i) => [i, t, v.values?.[i] ?? null])),
   ],
-  grid: (v) => [
-    table(
-      v,
-      [`${v.row_name || "row"} / ${v.col_name || "column"}`, ...v.cols],
-      v.rows.map((r, i) => [r, ...v.values[i]]),
-    ),
-  ],
+  grid(v) {
+    const header = [`${v.row_name || "row"} / ${v.col_name || "column"}`, ...v.cols];
+    const one = (values, part) => table(v, header, v.rows.map((r, i) => [r, ...values[i]]), part);
+    const measures = v.measures ?? [];
+    return [
+      one(v.values, ""),
+      ...measures.map((m) => one(m.values, `${m.name} ${m.unit ?? ""}`.trimEnd())),
+      ...(v.candidates ? [candidates(v)] : []),
+    ];
+  },
   bars(v) {
     const name = v.baseline_name ?? "random baseline";
     const header = ["label", v.unit || "value"];
@@ -98,6 +112,8 @@ const FLAT = {
     return [
       table(v, ["source", "target", `weight ${v.unit ?? ""}`.trimEnd(), "inside", "name"], edges, "edges"),
       table(v, ["node", "label", v.y_name ?? "layer", v.x_name || "x", "role", "value"], nodes, "nodes"),
+      ...(v.supernodes?.length ? [table(v, ["group", "node"], grouped(v.supernodes), "groups")] : []),
+      ...(v.pins?.length ? [table(v, ["node"], v.pins.map((id) => [id]), "pinned")] : []),
       ...facts(v),
     ];
   },

@@ -1,6 +1,6 @@
 /** Legends: what the colours mean, always with numbers at the ends (`view/legend.py`). */
 import { html, nothing } from "lit";
-import { gradient } from "./colour.js";
+import { HALF_COLOUR, canLog, gradient } from "./colour.js";
 import { MINUS, decimalsFor, show } from "./number.js";
 
 export function legend(limits, unit = "", { missing = false, marked = "", extra = [] } = {}) {
@@ -24,6 +24,7 @@ export function legend(limits, unit = "", { missing = false, marked = "", extra 
       ><span>${high}</span></span
     >
     ${unit ? html`<span class="uh-unit">${unit}</span>` : nothing}
+    ${canLog(limits.scale) ? html`<span>${spread(limits)}</span>` : nothing}
     ${limits.clipped
       ? html`<span>${many} beyond the scale (most extreme: ${extreme})</span>`
       : nothing}
@@ -31,6 +32,14 @@ export function legend(limits, unit = "", { missing = false, marked = "", extra 
     ${marked ? html`<span><span class="uh-swatch uh-marked"></span>${marked}</span>` : nothing}
     ${extra.map((remark) => html`<span>${remark}</span>`)}
   </p>`;
+}
+
+/** How values are spread over the colours. */
+function spread({ log, low, high }) {
+  if (!log) return "linear colours";
+  const half = high * HALF_COLOUR;
+  const text = show(half, decimalsFor([half]), false);
+  return `logarithmic colours: half the colour is ${low < 0 ? "±" : ""}${text}`;
 }
 
 /** The hatched square with its meaning. */

@@ -28,7 +28,7 @@ export function fixed(value, decimals) {
   return halfEven(text, value.toFixed(60), decimals);
 }
 
-/** Mantissa and exponent, rounded as in Python. */
+/** Mantissa and exponent, rounded as in Python. @returns {[string, number]} */
 function scientific(size, digits) {
   const [mantissa, power] = size.toExponential(digits).split("e");
   const [exact, at] = size.toExponential(60).split("e");

@@ -1,5 +1,5 @@
 /** Fair scales and readable numbers, before a view is drawn; the rules of `view/rescale.py`. */
-import { limitsOf } from "./colour.js";
+import { limitsFor } from "./colour.js";
 import { powerText } from "./number.js";
 
 const SMALLEST = -3;
@@ -9,18 +9,17 @@ const CURVES = ["lines", "timeline"];
 
 const coloured = (view) => view.kind === "grid" || view.kind === "tokens";
 const scaleOf = (view) => view.scale ?? "diverging";
-const limits = (view) => limitsOf(view.values ?? [], scaleOf(view), view.limit ?? null);
 
 /** Claim and control with common limits, where both draw the same kind of number. */
 export function shareScale(claim, control) {
   if (coloured(claim) && coloured(control)) {
     const alike = scaleOf(claim) === scaleOf(control) && (claim.unit ?? "") === (control.unit ?? "");
     if (alike && (control.limit ?? null) === null)
-      return [claim, { ...control, limit: limits(claim).high }];
+      return [claim, { ...control, limit: limitsFor(claim).high }];
   }
-  for (const [kinds, unit, spanOf] of [
-    [["bars"], "unit", barSpan],
-    [CURVES, "y_name", lineSpan],
+  for (const { kinds, unit, spanOf } of [
+    { kinds: ["bars"], unit: "unit", spanOf: barSpan },
+    { kinds: CURVES, unit: "y_name", spanOf: lineSpan },
   ]) {
     const alike = kinds.includes(claim.kind) && kinds.includes(control.kind);
     const both = alike && !claim.span && !control.span;
@@ -35,7 +34,7 @@ export function shareScale(claim, control) {
 /** The view in powers of ten of its unit, if its numbers are very small or very large. */
 export function rescaled(view) {
   if (coloured(view) && view.values) {
-    const { high } = limits(view);
+    const { high } = limitsFor(view);
     const power = powerOf(scaleOf(view) === "probability" ? 0 : high);
     if (!power) return view;
     const values = view.values.map((v) => (Array.isArray(v) ? list(v, power) : over(v, power)));

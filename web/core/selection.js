@@ -14,7 +14,7 @@ export class Selection {
   #locked = false;
   #listeners = new Set();
 
-  /** The selection; `locked` tells whether it stays. */
+  /** The selection; `locked` tells whether it stays. @returns {any} */
   get() {
     return { ...this.#now, locked: this.#locked };
   }
@@ -50,11 +50,11 @@ const AXES = {
   feature: "feature",
 };
 
-/** What the name of a part says: `L9.H6` and `9.6` a head, `L3.MLP` and `MLP 3` a layer. */
+/** What the name of a part says: `a9.h6` a head, `m3` a layer; and, in older files, `9.6`, `L9.H6`, `MLP 3`. */
 export function named(label) {
-  let match = /^L?(\d+)\.H?(\d+)$/.exec(label);
+  let match = /^[aL]?(\d+)\.[hH]?(\d+)$/.exec(label);
   if (match) return { layer: Number(match[1]), head: Number(match[2]) };
-  match = /^L(\d+)\b|^(?:MLP|attn|layer)\s*(\d+)$/i.exec(label);
+  match = /^[amL](\d+)\b|^(?:MLP|attn|layer)\s*(\d+)$/i.exec(label);
   return match ? { layer: Number(match[1] ?? match[2]) } : {};
 }
 

@@ -6,7 +6,7 @@
  * SVGs are copied with their computed strokes. It is done in paper colours.
  */
 
-const SKIPPED = ".uh-tools, .uh-hidden, .uh-readout, .uh-made, .uh-slider, .uh-find, script, style, summary";
+const SKIPPED = ".uh-tools, .uh-hidden, .uh-readout, .uh-made, .uh-slider, .uh-find, .uh-nodetools, .uh-pins, script, style, summary";
 const MARGIN = 16;
 const SCALE = 2; // pixels of a PNG per pixel of the page
 const SIDE = 16000; // what canvases may have along one side
@@ -112,13 +112,13 @@ class Drawing {
       if (!rect.width || !rect.height) continue;
       const { x, y, w, h } = this.place(rect);
       const rx = Math.min(parseFloat(style.borderTopLeftRadius) || 0, w / 2, h / 2);
-      const thick = pattern && /^100% ([\d.]+)px/.exec(style.backgroundSize)?.[1];
+      const thick = pattern ? Number(/^100% ([\d.]+)px/.exec(style.backgroundSize)?.[1] ?? 0) : 0;
       for (const fill of fills) {
-        const line = fill === pattern && thick;
-        this.rect(x, line ? y + h - thick : y, w, line ? Number(thick) : h, line ? 0 : rx, `fill="${fill}"`);
+        const line = fill === pattern && thick > 0;
+        this.rect(x, line ? y + h - thick : y, w, line ? thick : h, line ? 0 : rx, `fill="${fill}"`);
       }
       if (ring && !unseen(ring[1])) {
-        const d = (ring[3] ? 1 : -1) * (ring[2] / 2);
+        const d = (ring[3] ? 1 : -1) * (Number(ring[2]) / 2);
         this.rect(x + d, y + d, w - 2 * d, h - 2 * d, rx, `fill="none" stroke="${ring[1]}" stroke-width="${ring[2]}"`);
       }
       for (const [edge, at] of [["Top", y], ["Bottom", y + h]])

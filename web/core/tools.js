@@ -1,4 +1,4 @@
-/** The tools of a frame: maximise, save as PNG, SVG, CSV or JSON, copy the call. */
+/** The tools of a frame: scale of the colours, maximise, save as PNG, SVG, CSV or JSON, copy the call. */
 import { html, nothing } from "lit";
 import { toCsv } from "./flat.js";
 import { toPng, toSvg } from "./svg.js";
@@ -24,6 +24,9 @@ export function tools(host) {
   return html`<div class="uh-tools" role="group" aria-label="Tools of ${host.view.title || host.kind}">
     ${host.view.python
       ? html`<button type="button" @click=${(e) => copy(e.currentTarget, host.view.python)}>copy Python</button>`
+      : nothing}
+    ${host.offersLog(host.drawn)
+      ? html`<button type="button" class="uh-log" aria-pressed=${String(host.log)} title="Colours on a logarithmic scale, so that small values show" @click=${() => (host.log = !host.log)}>log</button>`
       : nothing}
     <details class="uh-menu" @focusout=${closeOutside}>
       <summary>save</summary>

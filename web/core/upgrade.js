@@ -4,11 +4,11 @@ import { element, tagOf } from "./element.js";
 /**
  * Replace each drawn view that carries its document (`script.uh-doc`) by its element; views in
  * something folded wait until it is opened.
- * @param root where to look
+ * @param {Document | Element} root where to look
  */
 export function upgrade(root = document) {
   const told = read(document.querySelector("script.uh-told")) ?? {};
-  for (const script of root.querySelectorAll(".uh-view > script.uh-doc")) {
+  for (const script of /** @type {NodeListOf<HTMLScriptElement>} */ (root.querySelectorAll(".uh-view > script.uh-doc"))) {
     const drawn = script.parentElement;
     const fold = drawn.parentElement.closest("details:not([open])");
     if (fold) {

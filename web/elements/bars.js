@@ -49,11 +49,13 @@ export class Bars extends ViewElement {
     const value = view.values[i];
     const zero = share(0, low, high);
     const [start, end] = view.baseline?.[i] ?? [null, null];
+    /** @type {any} */
     let band = nothing;
     if (start !== null && end !== null) {
       const [a, b] = [share(start, low, high), share(end, low, high)].sort((x, y) => x - y);
       band = html`<span class="uh-band" style="left:${a.toFixed(2)}%;width:max(${(b - a).toFixed(2)}%,2px)"></span>`;
     }
+    /** @type {any} */
     let bar = nothing;
     if (value !== null) {
       const at = share(value, low, high);

@@ -12,7 +12,7 @@ const NUMBERED = 160;
 
 export class Feature extends ViewElement {
   picture(view) {
-    this.limits = limitsOf(view.examples.map((e) => e.values), "sequential");
+    this.limits = limitsOf(view.examples.map((e) => e.values), "sequential", null, view.log);
     const shown = view.examples.map((example, i) => this.example(example, i));
     const lists = [
       ["promoted tokens", view.promoted, "logits"],
@@ -28,6 +28,10 @@ export class Feature extends ViewElement {
       : nothing}${shown.length ? legend(this.limits, view.unit ?? "") : nothing}${columns.length ? html`<div class="uh-columns">${columns}</div>` : nothing}`;
   }
 
+  offersLog(view) {
+    return view.examples.length > 0;
+  }
+
   example(example, row) {
     const decimals = decimalsFor([this.limits.high]);
     const chip = (token, i) => {
@@ -41,7 +45,7 @@ export class Feature extends ViewElement {
     const some = pairs.slice(0, SHOWN);
     const label = pairs.length > some.length ? `${name} (${some.length} of ${pairs.length})` : name;
     const bars = { kind: "bars", labels: some.map(([n]) => n), values: some.map(([, v]) => v), unit };
-    return html`<div class="uh-ranked"><p class="uh-label">${label}</p>${this.part(name, bars, this.level + 1)}</div>`;
+    return html`<div class="uh-ranked"><p class="uh-label">${label}</p>${this.nest(name, bars, this.level + 1)}</div>`;
   }
 
   histogram({ name, edges, counts }) {

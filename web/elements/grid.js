@@ -1,11 +1,12 @@
 /** Heat maps: a table with legible cells while it is small, a canvas beyond (`view/draw_grid.py`). */
 import { html, nothing } from "lit";
-import { limitsOf, paint, paintMatrix } from "../core/colour.js";
+import { canLog, limitsFor, paint, paintMatrix } from "../core/colour.js";
 import { ViewElement } from "../core/element.js";
 import { legend } from "../core/legend.js";
 import { decimalsFor, show } from "../core/number.js";
 import { Axis } from "../core/selection.js";
 import { tokenHtml, visible } from "../core/tokens.js";
+import { behind } from "./candidates.js";
 
 const TABLE_CELLS = 600;
 const TABLE_COLS = 40;
@@ -78,18 +79,62 @@ export const whole = (view) => ({
 });
 
 export class Grid extends ViewElement {
+  static properties = { measure: { state: true }, cell: { state: true }, followed: { state: true } };
+
+  constructor() {
+    super();
+    this.measure = 0; // what colours the cells: 0 is the grid's own, then its other measures
+    /** The cell whose candidates are shown. @type {number[] | null} */
+    this.cell = null;
+    /** Tokens followed from cell to cell, by number. @type {number[]} */
+    this.followed = [];
+  }
+
+  /** With another measure in the place of its values. A grid beside it tells of the first one. */
+  shaped(view) {
+    const measure = view.measures?.[this.measure - 1];
+    if (!measure) return view;
+    const { values, unit, scale = "sequential", limit = null } = measure;
+    const control = view.control?.kind === "grid" ? undefined : view.control;
+    return { ...view, values, unit, scale, limit, control };
+  }
+
   picture(document) {
     const view = (this.drawn = whole(document));
-    this.limits = limitsOf(view.values, view.scale, view.limit ?? null);
+    this.limits = limitsFor(view);
     this.rowAxis = new Axis(view.row_name, view.rows, view.row_at);
     this.colAxis = new Axis(view.col_name, view.cols, view.col_at);
     const missing = view.values.some((row) => row.includes(null));
     const marked = view.marks.length ? `outlined: ${this.marksText(view)}` : "";
-    return html`${isTable(view) ? this.cells(view) : this.plate(view)}${legend(
+    const name = view.measures?.[this.measure - 1]?.name;
+    const unit = name ? `${name} (${view.unit})` : view.unit;
+    return html`${view.measures?.length ? this.chooser(view) : nothing}${isTable(view) ? this.cells(view) : this.plate(view)}${legend(
       this.limits,
-      view.unit,
+      unit,
       { missing, marked },
-    )}`;
+    )}${view.candidates && this.cell ? behind(this, view, this.cell) : nothing}`;
+  }
+
+  chooser(view) {
+    const names = [this.view.unit || "value", ...view.measures.map((measure) => measure.name)];
+    return html`<label class="uh-slider">colour by <select @change=${(e) => (this.measure = e.target.selectedIndex)}>${names.map((name, i) => html`<option .selected=${i === this.measure}>${name}</option>`)}</select></label>`;
+  }
+
+  /** Follow a token through the cells that are looked at, or let it go. */
+  followToken(token) {
+    const others = this.followed.filter((other) => other !== token);
+    this.followed = others.length < this.followed.length ? others : [...others, token];
+  }
+
+  follow(chosen) {
+    super.follow(chosen);
+    if (!this.view?.candidates) return;
+    if (this.kept) this.cell = /** @type {number[]} */ (this.kept);
+    else if (!chosen.locked) this.cell = null;
+  }
+
+  offersLog(view) {
+    return canLog(view.scale ?? "diverging") && view.rows.length * view.cols.length > 0;
   }
 
   marksText(view) {
@@ -172,8 +217,7 @@ export class Grid extends ViewElement {
 
   /** Its own canvas, not that of a control inside it. */
   get canvas() {
-    const found = this.querySelector("canvas.uh-img");
-    return found?.closest(".uh-view") === this ? found : null;
+    return this.mark("canvas.uh-img");
   }
 
   size() {

@@ -1,6 +1,7 @@
 /** Views under one title; folded ones are drawn when the reader opens them, or prints. */
 import { html, nothing } from "lit";
-import { ViewElement, heading } from "../core/element.js";
+import { heading } from "../core/about.js";
+import { ViewElement } from "../core/element.js";
 
 export class Group extends ViewElement {
   static readable = true;
@@ -28,7 +29,7 @@ export class Group extends ViewElement {
     this.setAttribute("aria-label", view.title || "details");
     const label = view.title || "details";
     const inner = () => [
-      ...view.views.map((part, i) => this.part(i, part, this.level + 1, { nested: false })),
+      ...view.views.map((part, i) => this.nest(i, part, this.level + 1, { nested: false })),
       view.control ? this.besides(view.control) : nothing,
       this.made(view),
     ];

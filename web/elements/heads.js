@@ -2,6 +2,7 @@
 import { html, nothing } from "lit";
 import { limitsOf, paintMatrix } from "../core/colour.js";
 import { ViewElement } from "../core/element.js";
+import { ordered, ordersFor } from "../core/head_scores.js";
 import { legend } from "../core/legend.js";
 import { show } from "../core/number.js";
 import { agrees, named } from "../core/selection.js";
@@ -28,11 +29,14 @@ export function strongest(pattern, most = 3) {
 }
 
 export class Heads extends ViewElement {
-  static properties = { chosen: { state: true } };
+  static properties = { chosen: { state: true }, order: { state: true } };
 
   constructor() {
     super();
     this.chosen = 0;
+    this.order = null; // one of ORDERS, or as given
+    /** The heads that are drawn large, from the first to the last. @type {number[]} */
+    this.large = [];
   }
 
   picture(view) {
@@ -41,23 +45,43 @@ export class Heads extends ViewElement {
       "strongest links leave out the first token, where attention rests",
     ];
     const many = view.heads.length > MANY;
-    const large = many ? [Math.min(this.chosen, view.heads.length - 1)] : view.heads.map((_, i) => i);
-    return html`${many
-        ? html`<div class="uh-thumbs" role="group" aria-label="heads">${view.heads.map((head, i) => this.thumb(head, i))}</div>`
+    const { sorted, scores } = this.sorted(view);
+    this.large = many ? [Math.min(this.chosen, view.heads.length - 1)] : sorted;
+    return html`${view.heads.length > 1 ? this.chooser(view) : nothing}${many
+        ? html`<div class="uh-thumbs" role="group" aria-label="heads">${sorted.map((i) => this.thumb(view.heads[i], i, scores?.[i]))}</div>`
         : nothing}
-      <div class="uh-gallery${many ? " uh-one" : ""}">${large.map((i) => this.figure(view.heads[i], i, view.tokens))}</div>
+      <div class="uh-gallery${many ? " uh-one" : ""}">${this.large.map((i) => this.figure(view.heads[i], i, view.tokens, scores?.[i]))}</div>
       ${legend(LIMITS, "attention probability", { extra: notes })}`;
   }
 
-  thumb(head, i) {
-    return html`<button type="button" class="uh-thumb" data-head=${i} aria-pressed=${String(i === this.chosen)} title="${head.label} ${head.note ?? ""}" @click=${() => this.choose(i)}><span class="uh-plate uh-blank"><canvas class="uh-img" data-head=${i}></canvas></span><span>${head.label}</span></button>`;
+  chooser(view) {
+    const orders = ordersFor(view.tokens);
+    const choose = (event) => (this.order = orders[event.target.selectedIndex - 1] ?? null);
+    return html`<label class="uh-slider">in order of <select @change=${choose}><option .selected=${!this.order}>the list</option>${orders.map((order) => html`<option .selected=${order === this.order}>${order.name}</option>`)}</select></label>`;
+  }
+
+  /** The heads in the reader's order; computed once for each. */
+  sorted(view) {
+    if (!this.order) return { sorted: [...view.heads.keys()], scores: null };
+    if (this.known?.heads !== view.heads || this.known.order !== this.order)
+      this.known = { heads: view.heads, order: this.order, ...ordered(view, this.order) };
+    return this.known;
+  }
+
+  /** A score in words; empty where the heads stand as given. */
+  scoreText(score) {
+    return score === undefined ? "" : `${show(score, 2, false)} ${this.order.unit ?? ""}`.trimEnd();
+  }
+
+  thumb(head, i, score) {
+    return html`<button type="button" class="uh-thumb" data-head=${i} aria-pressed=${String(i === this.chosen)} title="${head.label} ${head.note ?? ""}" @click=${() => this.choose(i)}><span class="uh-plate uh-blank"><canvas class="uh-img" data-head=${i}></canvas></span><span>${head.label}${score === undefined ? nothing : html`<small>${this.scoreText(score)}</small>`}</span></button>`;
   }
 
   choose(i) {
     this.chosen = i;
   }
 
-  figure(head, i, tokens) {
+  figure(head, i, tokens, score) {
     const n = tokens.length;
     const alt = `attention pattern of ${head.label}: ${n} queries by ${n} keys`;
     const plate = html`<div class="uh-plate uh-blank" data-plate=${i} tabindex="0" role="img" aria-label=${alt}><canvas class="uh-img" data-head=${i}></canvas></div>`;
@@ -70,14 +94,14 @@ export class Heads extends ViewElement {
       ([q, k, w]) =>
         html`<li>${tokenHtml(tokens[q])} (${q}) looks at ${tokenHtml(tokens[k])} (${k}): ${show(w, 2, false)}</li>`,
     );
-    return html`<figure class="uh-head" data-head=${i}><figcaption><span class="uh-label">${head.label}</span>${head.note ? html`<span class="uh-note"> ${head.note}</span>` : nothing}</figcaption>${body}${links.length ? html`<ul>${links}</ul>` : nothing}</figure>`;
+    return html`<figure class="uh-head" data-head=${i}><figcaption><span class="uh-label">${head.label}</span>${head.note ? html`<span class="uh-note"> ${head.note}</span>` : nothing}${score === undefined ? nothing : html`<span class="uh-note uh-score">${head.note ? "; " : " "}${this.order.name.split(",")[0]}: ${this.scoreText(score)}</span>`}</figcaption>${body}${links.length ? html`<ul>${links}</ul>` : nothing}</figure>`;
   }
 
   updated(changed) {
     super.updated(changed);
-    for (const canvas of this.querySelectorAll("canvas[data-head]")) {
+    for (const canvas of this.marks("canvas[data-head]")) {
       const { pattern } = this.view.heads[canvas.dataset.head];
-      if (canvas.shown === pattern || canvas.closest(".uh-view") !== this) continue;
+      if (canvas.shown === pattern) continue;
       paintMatrix(canvas, pattern, LIMITS);
       canvas.shown = pattern;
     }
@@ -87,6 +111,19 @@ export class Heads extends ViewElement {
   size() {
     const n = this.view.tokens.length;
     return n && this.view.heads.length ? { rows: this.view.heads.length * n, cols: n } : null;
+  }
+
+  first() {
+    return this.large.length ? [this.large[0] * this.view.tokens.length, 0] : null;
+  }
+
+  /** Down from the last query of a head to the first of the one that is drawn next. */
+  step([row, k], [down, right]) {
+    const n = this.view.tokens.length;
+    const at = Math.max(this.large.indexOf(Math.floor(row / n)), 0) * n + (row % n) + down;
+    const seen = Math.min(Math.max(at, 0), this.large.length * n - 1);
+    const key = Math.min(Math.max(k + right, 0), n - 1);
+    return [this.large[Math.floor(seen / n)] * n + (seen % n), key];
   }
 
   say(row, k) {
@@ -124,7 +161,7 @@ export class Heads extends ViewElement {
     super.follow(chosen);
     if (!this.view || chosen.from === this) return;
     const mine = this.view.heads.findIndex((_, i) => agrees(this.which(i), chosen));
-    for (const thumb of this.querySelectorAll(".uh-thumb, .uh-head"))
+    for (const thumb of this.marks(".uh-thumb, .uh-head"))
       thumb.classList.toggle("uh-linked", Number(thumb.dataset.head) === mine);
     if (mine >= 0 && chosen.locked) this.chosen = mine;
   }
@@ -138,8 +175,7 @@ export class Heads extends ViewElement {
 
   light(at, how) {
     const n = this.view.tokens.length;
-    for (const plate of this.querySelectorAll("[data-plate]")) {
-      if (plate.closest(".uh-view") !== this) continue;
+    for (const plate of this.marks("[data-plate]")) {
       const every = at && at[0] < 0;
       const mine = at && (every || Math.floor(at[0] / n) === Number(plate.dataset.plate));
       frameCell(plate, how, mine ? [every ? -1 - at[0] : at[0] % n, at[1]] : null, n, n);

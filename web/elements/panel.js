@@ -15,6 +15,7 @@ export class Panel extends LitElement {
 
   constructor() {
     super();
+    /** @type {Record<string, any>} */
     this.state = { phase: "empty" };
     this.view = null;
     this.level = 3;

@@ -1,6 +1,6 @@
 /** An image with a grid of values over it; the original is always beside. */
 import { html, nothing } from "lit";
-import { limitsOf, paintMatrix } from "../core/colour.js";
+import { canLog, limitsFor, paintMatrix } from "../core/colour.js";
 import { ViewElement } from "../core/element.js";
 import { legend } from "../core/legend.js";
 import { pngSize } from "../core/png.js";
@@ -25,7 +25,7 @@ export class Picture extends ViewElement {
     this.grid = view.grid?.rows.length && view.grid.cols.length ? whole(rescaled(view.grid)) : null;
     if (!this.grid) return html`<div class="uh-images">${plain}</div>`;
     const { grid } = this;
-    this.limits = limitsOf(grid.values, grid.scale, grid.limit ?? null);
+    this.limits = limitsFor({ ...grid, log: this.log });
     const alpha = this.alpha ?? view.alpha ?? 0.6;
     const over = html`<canvas class="uh-over" style="opacity:${alpha}"></canvas>`;
     const missing = grid.values.some((row) => row.includes(null));
@@ -36,16 +36,21 @@ export class Picture extends ViewElement {
       ${legend(this.limits, grid.unit, { marked, extra })}`;
   }
 
+  offersLog({ grid }) {
+    return Boolean(grid?.rows.length && grid.cols.length) && canLog(grid.scale ?? "diverging");
+  }
+
   get plate() {
-    return this.querySelector("[data-over]");
+    return this.mark("[data-over]");
   }
 
   updated(changed) {
     super.updated(changed);
-    const canvas = this.querySelector("canvas.uh-over");
-    if (canvas && canvas.shown !== this.view.grid) {
+    const canvas = this.mark("canvas.uh-over");
+    const { log } = this.limits ?? {};
+    if (canvas && (canvas.shown !== this.view.grid || canvas.log !== log)) {
       paintMatrix(canvas, this.grid.values, this.limits);
-      canvas.shown = this.view.grid;
+      Object.assign(canvas, { shown: this.view.grid, log });
     }
   }
 

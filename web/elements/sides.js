@@ -1,6 +1,6 @@
 /** Side by side: the arms of a steering bench, and two models or runs with their difference. */
 import { html, nothing } from "lit";
-import { limitsOf } from "../core/colour.js";
+import { limitsFor } from "../core/colour.js";
 import { delta } from "../core/delta.js";
 import { ViewElement } from "../core/element.js";
 import { show } from "../core/number.js";
@@ -31,16 +31,14 @@ export class Bench extends ViewElement {
     };
     return html`<p class="uh-ask"><span class="uh-badge">prompt</span><span>${view.prompt}</span></p>
       <p class="uh-note">Tokens are chosen by: ${view.decoding ?? "greedy"}.</p>
-      ${this.part("texts", { kind: "texts", columns }, this.level + 1)}
-      ${names.length ? this.part("effects", effects, this.level + 1) : nothing}`;
+      ${this.nest("texts", { kind: "texts", columns }, this.level + 1)}
+      ${names.length ? this.nest("effects", effects, this.level + 1) : nothing}`;
   }
 }
 
-const scaleOf = (side) => side.scale ?? "diverging";
-
 /** A and B with one limit, that of the larger. */
 export function shared(view) {
-  const high = Math.max(...[view.a, view.b].map((s) => limitsOf(s.values, scaleOf(s), s.limit ?? null).high));
+  const high = Math.max(...[view.a, view.b].map((side) => limitsFor(side).high));
   return [view.a, view.b].map((side) => ({ ...side, limit: high }));
 }
 
@@ -48,17 +46,22 @@ export class Diff extends ViewElement {
   constructor() {
     super();
     // What is pointed at in one panel is shown at the same place in the others.
-    this.addEventListener("uh-point", (event) => {
-      for (const side of this.parts?.values() ?? [])
+    this.addEventListener("uh-point", (/** @type {any} */ event) => {
+      for (const side of this.parts.values())
         if (side !== event.target && event.target !== this) side.light(event.detail, "uh-linked");
     });
+  }
+
+  /** The difference is signed, whatever A and B are. */
+  offersLog() {
+    return true;
   }
 
   picture(view) {
     const [a, b] = shared(view);
     const side = (name, part, fallback) => {
       const { title, ...rest } = part;
-      return html`<div class="uh-side"><p class="uh-label">${title || fallback}</p>${this.part(name, { ...rest, control: undefined }, this.level + 1, { bare: true })}</div>`;
+      return html`<div class="uh-side"><p class="uh-label">${title || fallback}</p>${this.nest(name, { ...rest, control: undefined }, this.level + 1, { bare: true })}</div>`;
     };
     const wide = a.kind === "tokens" || a.cols.length > 8;
     return html`<div class="uh-pair${wide ? " uh-stacked" : ""}">${side("a", a, "A")}${side("b", b, "B")}</div>${side("delta", delta(view), "")}`;

@@ -70,7 +70,7 @@ export class Table extends ViewElement {
     const sign = way === 1 ? -1 : 1;
     return rows.sort((a, b) => {
       const [x, y] = [view.rows[a][column], view.rows[b][column]];
-      if (x === null || y === null) return (x === null) - (y === null);
+      if (x === null || y === null) return Number(x === null) - Number(y === null);
       if (typeof x === "string" || typeof y === "string") return -sign * -String(x).localeCompare(String(y));
       return sign * (x - y);
     });

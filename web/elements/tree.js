@@ -6,15 +6,16 @@ import { formatted } from "../core/number.js";
 
 const DRAWN = 2000;
 const FOUND = 100;
+const SIZES = [
+  { size: 1e9, letter: " B" },
+  { size: 1e6, letter: " M" },
+  { size: 1e3, letter: " k" },
+];
 
 /** A number of parameters in three digits: `124 M`. */
 export function sizeText(count) {
-  for (const [power, letter] of [
-    [9, " B"],
-    [6, " M"],
-    [3, " k"],
-  ])
-    if (count >= 10 ** power) return formatted(count / 10 ** power, ".3g") + letter;
+  for (const { size, letter } of SIZES)
+    if (count >= size) return formatted(count / size, ".3g") + letter;
   return String(count);
 }
 

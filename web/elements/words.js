@@ -1,6 +1,6 @@
 /** The kinds made of words: sentences, token strips, texts side by side (`view/draw_words.py`). */
 import { html, nothing } from "lit";
-import { limitsOf, paint, colourOf } from "../core/colour.js";
+import { canLog, colourOf, limitsFor, limitsOf, paint } from "../core/colour.js";
 import { ViewElement } from "../core/element.js";
 import { legend } from "../core/legend.js";
 import { decimalsFor, show } from "../core/number.js";
@@ -28,7 +28,7 @@ export function strip(view, at = (i) => `0,${i}`, numbered = view.tokens.length 
       )}
     </div>`;
   const scale = view.scale ?? "diverging";
-  const limits = limitsOf(view.values, scale, view.limit ?? null);
+  const limits = limitsFor(view);
   const decimals = decimalsFor([limits.high]);
   const chip = (token, i) => {
     const value = view.values[i];
@@ -51,7 +51,7 @@ export function sayToken(view, i) {
   if (value === undefined) return where;
   if (value === null) return `${where}: no value`;
   const scale = view.scale ?? "diverging";
-  const { high } = limitsOf(view.values, scale, view.limit ?? null);
+  const { high } = limitsFor(view);
   return `${where}: ${show(value, decimalsFor([high]), scale === "diverging")} ${view.unit ?? ""}`.trimEnd();
 }
 
@@ -59,6 +59,10 @@ export class Tokens extends ViewElement {
   picture(view) {
     this.axis = new Axis("pos", view.tokens);
     return strip(view);
+  }
+
+  offersLog(view) {
+    return Boolean(view.values) && canLog(view.scale ?? "diverging");
   }
 
   size() {

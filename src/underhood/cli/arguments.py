@@ -6,7 +6,7 @@ as the option's own type; an option that is a second set of `Pairs` is the file 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from underhood.data import Pairs
     from underhood.methods.registry import Method, Parameter
 
-__all__ = ["Given", "data_arguments", "data_flags", "read_options", "type_name"]
+__all__ = ["Given", "data_arguments", "data_flags", "pairs_of", "read_options", "type_name"]
 
 # `Literal["a"] | None` is of the older kind even when it is written the newer way.
 _UNIONS = (get_origin(int | None), get_origin(Literal[0] | None))
@@ -104,7 +104,8 @@ def _prompt(given: Given) -> str | None:
     return prompts[0] if prompts else None
 
 
-def _pairs(given: Given) -> "Pairs | None":
+def pairs_of(given: Given) -> "Pairs | None":
+    """Rows of prompts, contrasts and answers, or a file of them; None where there are none."""
     from underhood.data import Pairs
 
     if given.file is not None:
@@ -130,7 +131,7 @@ def _pairs(given: Given) -> "Pairs | None":
 _DATA: dict[str, Callable[[Given], Any]] = {
     "str": _prompt,
     "prompts": _prompts,
-    "Pairs": _pairs,
+    "Pairs": pairs_of,
     "Model": lambda given: given.other() if given.other is not None else None,
 }
 
@@ -175,8 +176,15 @@ def _refuse_idle(method: "Method", kinds: set[str], given: Given) -> None:
         )
 
 
-def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
+def read_options(
+    method: "Method", settings: Sequence[str], ready: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """`NAME=VALUE` settings as the method's options.
+
+    Args:
+        method: The method.
+        settings: Options as words.
+        ready: Options that are values already, by name.
 
     Raises:
         UsageError: No such option, a value that is not of its type, or an option that the method
@@ -184,7 +192,7 @@ def read_options(method: "Method", settings: Sequence[str]) -> dict[str, Any]:
         FileProblem: A file of pairs that cannot be read.
     """
     known = {p.name: p for p in method.parameters if p.option}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(ready or {})
     for setting in settings:
         name, equals, value = setting.partition("=")
         name = name.strip().replace("-", "_")

@@ -10,11 +10,13 @@ model; a new family needs nothing, or a name in `NAMES`.
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from underhood.core.anatomy_unknown import LANES, odd_attention, unknown_parts
 
 __all__ = ["Anatomy", "Attention", "Block", "Experts", "Point", "Scan", "Stack", "find_anatomy"]
 
@@ -24,50 +26,73 @@ NAMES: dict[str, tuple[str, ...]] = {
         "self_attn", "self_attention", "layer.0.SelfAttention", "attn", "attention",
         "shared_transformer.self_attn",
     ),
-    "mixer": ("linear_attn", "mamba", "mixer", "temporal_block", "mamba_decoder.mamba"),
+    "mixer": ("linear_attn", "mamba", "mixer", "temporal_block", "mamba_decoder.mamba", "conv"),
     "cross": ("encoder_attn", "crossattention", "cross_attn", "layer.1.EncDecAttention"),
     "o_proj": ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo", "o", "output.dense"),
     "q_proj": ("q_proj", "q", "query", "wq"),
     "k_proj": ("k_proj", "k", "key", "wk"),
     "v_proj": ("v_proj", "v", "value", "wv"),
-    "q_norm": ("q_norm", "q_layernorm"),
-    "k_norm": ("k_norm", "k_layernorm"),
+    "q_norm": ("q_norm", "q_layernorm", "query_layernorm", "qk_norm"),
+    "k_norm": ("k_norm", "k_layernorm", "key_layernorm", "qk_norm"),
     "ln1": (
         "input_layernorm", "ln_1", "ln_attn", "temporal_pre_norm", "layernorm_before",
         "layer_norm1", "norm1", "norm_1", "ln1", "layer.0.layer_norm", "self_attn_layer_norm",
-        "norm", "mamba_decoder.input_layernorm",
+        "norm", "mamba_decoder.input_layernorm", "operator_norm", "attention_layernorm",
+        "attn_norm",
     ),
     "ln2": (
         "pre_feedforward_layernorm", "ln_2", "ln_mlp", "pre_ff_layernorm", "channel_pre_norm",
         "layernorm_after", "layer_norm2", "norm2", "norm_2", "ln2", "layer.2.layer_norm",
-        "layer.1.layer_norm", "post_attention_layernorm", "final_layer_norm",
+        "layer.1.layer_norm", "pre_mlp_layernorm", "ffn_norm", "feedforward_layernorm",
+        "mlp_norm", "post_attention_layernorm", "final_layer_norm",
     ),
-    "post_attn": ("post_self_attn_layernorm", "layer_scale1"),
-    "post_mlp": ("post_feedforward_layernorm", "post_mlp_layernorm", "layer_scale2"),
+    "post_attn": (
+        "post_self_attn_layernorm", "layer_scale1", "post_operator_norm", "post_norm1",
+    ),
+    "post_mlp": (
+        "post_feedforward_layernorm", "post_mlp_layernorm", "layer_scale2", "post_ffn_norm",
+        "post_norm2",
+    ),
     "mlp": (
         "mlp", "feed_forward", "mlp_block", "ffn", "layer.2.DenseReluDense",
-        "layer.1.DenseReluDense", "block_sparse_moe",
+        "layer.1.DenseReluDense", "block_sparse_moe", "shared_mlp",
     ),
+    "beside_mlp": ("shared_mlp",),
     "up": (
         "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "wi_1", "wi", "key", "linear1",
-        "intermediate.dense",
+        "intermediate.dense", "w3",
     ),
-    "gate": ("gate_proj", "wi_0"),
-    "fused": ("gate_up_proj",),
+    "gate": ("gate_proj", "wi_0", "w1"),
+    "fused": ("gate_up_proj", "input_linear"),
     "down": (
         "down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "wo", "value", "linear2",
-        "output.dense",
+        "output.dense", "w2", "output_linear",
     ),
     "router": ("gate", "router"),
     "final_norm": (
         "norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "final_norm", "ln_out",
-        "layernorm", "layer_norm", "post_layernorm",
+        "layernorm", "layer_norm", "post_layernorm", "embedding_norm",
     ),
-    "positions": ("wpe", "embed_positions", "position_embedding", "position_embeddings"),
+    "positions": (
+        "wpe", "embed_positions", "position_embedding", "position_embeddings", "positions_embed",
+    ),
 }  # fmt: skip
 
-# BART norms after the sub-layer and Whisper before it, under one name: the forward's order tells.
-AMBIGUOUS_NORMS = ("self_attn_layer_norm",)
+# BART norms after the sub-layer and Whisper before it, under one name (GPT and GPT-2 likewise): the
+# forward's order tells.
+AMBIGUOUS_NORMS = ("self_attn_layer_norm", "ln_1")
+
+# Numbers by which a block multiplies what a sub-layer adds, by the sub-layer's role.
+MULTIPLIERS = {
+    "attn": ("residual_multiplier", "residual_scale", "attn_out_multiplier"),
+    "mixer": ("residual_multiplier", "residual_scale", "ssm_out_multiplier"),
+    "mlp": ("residual_multiplier", "residual_scale"),
+}
+# Numbers that change what a sub-layer reads, not what it adds.
+INPUT_MULTIPLIERS = ("attention_in_multiplier",)
+
+# What is claimed of a block only where all that its forward does with the stream is known.
+SUMS = ("resid_mid", "attn_out", "cross_attn_out", "mlp_out")
 
 # Sub-layers whose module adds the residual by itself: what they add is their last projection's.
 ADDS_RESIDUAL = ("Bloom", "MptMLP")
@@ -75,12 +100,22 @@ ADDS_RESIDUAL = ("Bloom", "MptMLP")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place in the module tree: `site = scale * module.(input|output)[chunk of chunks]`."""
+    """One place in the module tree: `site = scale * module.(input|output)[chunk of chunks] + plus`.
+
+    `plus` is another module's output, one that has run before in the same block: two parts that
+    read the same input and are added up (a shared MLP beside experts, a scan beside attention).
+    """
 
     path: str
     side: str = "out"
     scale: float = 1.0
     chunk: tuple[int, int] | None = None
+    plus: "Point | None" = None
+
+    def under(self, path: str) -> "Point":
+        """The same place, seen from a module that has this one at `path`."""
+        plus = self.plus.under(path) if self.plus else None
+        return replace(self, path=f"{path}.{self.path}".strip("."), plus=plus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +128,7 @@ class Attention:
         heads: Query heads (from the config; None when it does not say).
         kv_heads: Key/value heads.
         interface: Whether the core calls transformers' attention interface.
+        late_norm: Whether queries and keys are normalised after their rotation.
         rotary: Names of the module-level functions that rotate q and k.
         projections: Paths of separate q, k and v projections (and of q and k norms).
     """
@@ -104,6 +140,7 @@ class Attention:
     interface: bool
     rotary: tuple[str, ...] = ()
     projections: dict[str, str] = field(default_factory=dict)
+    late_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +173,8 @@ class Block:
         mid_is_shared: `resid_mid` is an input that the skip connection does not pass through.
         norm_first: Sub-layers read a norm's output (pre-norm).
         post_norms: For post-norm blocks, `(site that is added, norm of the sum)` in order.
+        unknown: What its forward uses and nobody knows: what its parts add is not claimed.
+        odd_attention: It has an attention, of a kind that the sites cannot describe.
     """
 
     path: str
@@ -148,6 +187,8 @@ class Block:
     mid_is_shared: bool = True
     norm_first: bool = True
     post_norms: tuple[tuple[str, str], ...] = ()
+    unknown: tuple[str, ...] = ()
+    odd_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +225,9 @@ class _View:
     """A module tree by relative paths."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.modules = {name: m for name, m in module.named_modules() if name}
+        # A list of parts under one name is none of them (LongCat has two attentions in a block).
+        named = module.named_modules()
+        self.modules = {n: m for n, m in named if n and not isinstance(m, nn.ModuleList)}
 
     def first(self, role: str, under: str = "") -> str | None:
         prefix = under + "." if under else ""
@@ -242,6 +285,8 @@ def _heads(core: nn.Module, config: Any) -> tuple[int | None, int | None]:
 
 def _attention(view: _View, outer: str, config: Any) -> Attention | None:
     """Describe the attention at `outer`, or None when nothing there is a softmax attention."""
+    if odd_attention(view.modules[outer]):
+        return None
     inside = [outer] + [n for n in view.modules if n.startswith(outer + ".")]
     core = next((n for n in inside if uses_interface(view.modules[n])), None)
     interface = core is not None
@@ -255,8 +300,8 @@ def _attention(view: _View, outer: str, config: Any) -> Attention | None:
     module = view.modules[core]
     if "cu_seqlens" in inspect.unwrap(type(module).forward).__code__.co_varnames:
         return None  # packed images without a batch axis: one call per image, no rectangle
-    if not interface and "receptance" in dict(module.named_children()):
-        return None  # RWKV names its parts like an attention and has no softmax over keys
+    if not interface and not _has_softmax(type(module)):
+        return None  # linear attentions name their parts like one and have no softmax over keys
     heads, kv_heads = _heads(module, config)
     scope = getattr(inspect.getmodule(type(module)), "__dict__", {})
     rotary = tuple(
@@ -265,7 +310,23 @@ def _attention(view: _View, outer: str, config: Any) -> Attention | None:
     roles = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")
     projections = {r: p for r in roles if (p := view.first(r, core))}
     o_proj = view.first("o_proj", core) or view.first("o_proj", outer)
-    return Attention(core, o_proj, heads, kv_heads, interface, rotary, projections)
+    late = _norms_after_rotation(module, rotary, projections)
+    return Attention(core, o_proj, heads, kv_heads, interface, rotary, projections, late)
+
+
+def _has_softmax(cls: type) -> bool:
+    """Whether some method of a class calls a softmax, by itself or fused."""
+    codes = (getattr(f, "__code__", None) for f in vars(cls).values())
+    words = {name.lower() for code in codes if code for name in code.co_names}
+    return not words.isdisjoint(("softmax", "scaled_dot_product_attention"))
+
+
+def _norms_after_rotation(
+    core: nn.Module, rotary: tuple[str, ...], projections: dict[str, str]
+) -> bool:
+    norm = projections.get("q_norm", "").rpartition(".")[2]
+    order = _mentions(type(core))
+    return bool(norm and rotary) and norm in order and order.index(norm) > order.index(rotary[0])
 
 
 def _scan(view: _View, mixer: str) -> Scan | None:
@@ -298,15 +359,17 @@ def _norm_first(view: _View, block: nn.Module, attn: str | None, config: Any) ->
     return ln1 is not None
 
 
-def _attn_points(view: _View, block: Block, outer: str, scale: float) -> dict[str, Point]:
+def _attn_points(view: _View, block: Block, module: nn.Module, outer: str) -> dict[str, Point]:
     """Points of the first sub-layer: its normalised input and what it adds."""
     points: dict[str, Point] = {}
     ln1, o_proj = view.first("ln1"), view.first("o_proj", outer)
-    sandwich = "post_feedforward_layernorm" in view.modules
+    attn, mixer = view.first("attn"), view.first("mixer")
+    scale = _multiplier(module, "attn" if outer == attn else "mixer")
+    sandwich = not {"post_feedforward_layernorm", "pre_mlp_layernorm"}.isdisjoint(view.modules)
     if ln1 and block.norm_first:
         points["ln1"] = Point(ln1)
     if post := view.first("post_attn"):
-        points["attn_out"] = Point(post)
+        points["attn_out"] = Point(post, scale=scale)
     elif sandwich:
         points["attn_out"] = Point("post_attention_layernorm")
     elif o_proj and (
@@ -314,13 +377,29 @@ def _attn_points(view: _View, block: Block, outer: str, scale: float) -> dict[st
         or type(view.modules[outer]).__name__.startswith(ADDS_RESIDUAL)
     ):
         points["attn_out"] = Point(o_proj)
+    elif attn and mixer and _both(module, attn, mixer):
+        beside = Point(mixer, scale=_multiplier(module, "mixer"))
+        points["attn_out"] = Point(attn, scale=_multiplier(module, "attn"), plus=beside)
     else:
         points["attn_out"] = Point(outer, scale=scale)
     return points
 
 
-def _mlp_points(view: _View, block: Block, mlp: str | None, scale: float) -> dict[str, Point]:
+def _both(module: nn.Module, attn: str, mixer: str) -> bool:
+    """Whether a block's forward calls an attention and a mixer, side by side (Falcon-H1)."""
+    return {attn, mixer} <= set(_mentions(type(module)))
+
+
+def _multiplier(module: nn.Module, role: str) -> float:
+    """What a block multiplies by before it adds what a sub-layer writes."""
+    named = (vars(module).get(name) for name in MULTIPLIERS[role])
+    return next((float(n) for n in named if isinstance(n, int | float)), 1.0)
+
+
+def _mlp_points(view: _View, block: Block, module: nn.Module, mlp: str | None) -> dict[str, Point]:
     """Points of the MLP: norm, input, pre-activations, neurons, and what it adds."""
+    scale = _multiplier(module, "mlp")
+    beside = view.first("beside_mlp")
     under = mlp or ""
     up, down = view.first("up", under), view.first("down", under)
     gate, fused = view.first("gate", under), view.first("fused", under)
@@ -339,7 +418,9 @@ def _mlp_points(view: _View, block: Block, mlp: str | None, scale: float) -> dic
         points["mlp_pre"] = Point(up)
     if gate:
         points["mlp_gate"] = Point(gate)
-    if up and not (gate and mlp):  # two projections read a gated MLP's input: edit it before both
+    if beside and beside != mlp and "ln2" in points:  # two MLPs read it: edit it before both
+        points["mlp_in"] = points["ln2"]
+    elif up and not (gate and mlp):  # two projections read a gated MLP's input: likewise
         points["mlp_in"] = Point(up, "in")
     elif mlp:
         points["mlp_in"] = Point(mlp, "in")
@@ -347,9 +428,11 @@ def _mlp_points(view: _View, block: Block, mlp: str | None, scale: float) -> dic
         points["mlp_post"] = Point(down, "in")
     adds = mlp is not None and type(view.modules[mlp]).__name__.startswith(ADDS_RESIDUAL)
     if post := view.first("post_mlp"):
-        points["mlp_out"] = Point(post)
+        points["mlp_out"] = Point(post, scale=scale)
     elif down and (adds or mlp is None):
         points["mlp_out"] = Point(down)
+    elif mlp and beside and beside != mlp:
+        points["mlp_out"] = Point(beside, scale=scale, plus=Point(mlp, scale=scale))
     elif mlp:
         points["mlp_out"] = Point(mlp, scale=scale)
     return points
@@ -367,7 +450,7 @@ def _experts(view: _View, mlp: str | None) -> Experts | None:
         None,
     )
     router = view.first("router", mlp)
-    if router and not hasattr(view.modules[router], "weight"):
+    if router and next(view.modules[router].parameters(), None) is None:
         router = None
     if experts is None and (router is None or "Router" not in type(view.modules[router]).__name__):
         return None
@@ -383,7 +466,7 @@ def _post_norm_mid(view: _View, attn: str | None, has_cross: bool) -> Point | No
     if attn + ".output.LayerNorm" in view.modules:
         return Point(attn)
     name = "encoder_attn_layer_norm" if has_cross else "self_attn_layer_norm"
-    return Point(name) if name in view.modules else None
+    return next((Point(n) for n in (name, "ln_1") if n in view.modules), None)
 
 
 def _block(path: str, module: nn.Module, config: Any) -> Block:
@@ -393,7 +476,6 @@ def _block(path: str, module: nn.Module, config: Any) -> Block:
     mlp = view.first("mlp")
     # Zamba-2 feeds its shared attention into the mixer: only the mixer writes to the stream.
     outer = mixer or attn
-    scale = float(getattr(config, "residual_multiplier", None) or 1.0)
     attention = _attention(view, attn, config) if attn else None
     if attention is None and mixer:
         attention = _attention(view, mixer, config)
@@ -406,28 +488,39 @@ def _block(path: str, module: nn.Module, config: Any) -> Block:
         scan=_scan(view, mixer) if mixer else None,
         parallel=_is_parallel(view, config, mlp),
         norm_first=_norm_first(view, module, attn, config),
+        unknown=_unknown(module),
+        odd_attention=attn is not None and odd_attention(view.modules[attn]),
     )
     points = {"resid_pre": Point("", "in"), "resid_post": Point("")}
     if "pre_ln" in view.modules:  # RWKV's first block replaces the stream by its norm
         points["resid_pre"] = Point("pre_ln")
     if outer:
-        points |= _attn_points(view, block, outer, scale)
-        points |= _mlp_points(view, block, mlp, scale)
+        points |= _attn_points(view, block, module, outer)
+        points |= _mlp_points(view, block, module, mlp)
     if cross:
         points["cross_attn_out"] = Point(cross)
     if not block.norm_first and (mid := _post_norm_mid(view, attn, cross is not None)):
         points["resid_mid"] = mid
     if "mlp_out" not in points:
         points.pop("resid_mid", None)
-    full = {n: Point(f"{path}.{p.path}".rstrip("."), p.side, p.scale, p.chunk)
-            for n, p in points.items()}  # fmt: skip
-    shared = block.norm_first and points.get("resid_mid", Point("")).side == "in"
-    return Block(
-        path, full, _rooted(block.attention, path), _rooted(block.cross, path),
-        _rooted(block.experts, path), _rooted(block.scan, path),
-        block.parallel, shared, block.norm_first,
-        () if block.norm_first else _post_norms(view, path),
-    )  # fmt: skip
+    if block.unknown:
+        points = {n: p for n, p in points.items() if n not in SUMS}
+    return replace(
+        block,
+        points={name: point.under(path) for name, point in points.items()},
+        attention=_rooted(block.attention, path),
+        cross=_rooted(block.cross, path),
+        experts=_rooted(block.experts, path),
+        scan=_rooted(block.scan, path),
+        mid_is_shared=block.norm_first and points.get("resid_mid", Point("")).side == "in",
+        post_norms=() if block.norm_first else _post_norms(view, path),
+    )
+
+
+def _unknown(module: nn.Module) -> tuple[str, ...]:
+    known = {path.split(".")[0] for paths in NAMES.values() for path in paths}
+    numbers = {n for names in MULTIPLIERS.values() for n in names} | set(INPUT_MULTIPLIERS)
+    return unknown_parts(module, _mentions(type(module)), known, numbers)
 
 
 def _post_norms(view: _View, path: str) -> tuple[tuple[str, str], ...]:
@@ -435,7 +528,7 @@ def _post_norms(view: _View, path: str) -> tuple[tuple[str, str], ...]:
     rows = (
         ("attn_out", "attention.output.LayerNorm"), ("attn_out", "self_attn_layer_norm"),
         ("cross_attn_out", "encoder_attn_layer_norm"), ("mlp_out", "output.LayerNorm"),
-        ("mlp_out", "final_layer_norm"),
+        ("mlp_out", "final_layer_norm"), ("attn_out", "ln_1"), ("mlp_out", "ln_2"),
     )  # fmt: skip
     return tuple((site, f"{path}.{norm}") for site, norm in rows if norm in view.modules)
 
@@ -445,8 +538,8 @@ def _rooted(part: Any, path: str) -> Any:
     if isinstance(part, Attention):
         o_proj = f"{path}.{part.o_proj}" if part.o_proj else None
         projections = {r: f"{path}.{p}" for r, p in part.projections.items()}
-        return Attention(f"{path}.{part.core}", o_proj, part.heads, part.kv_heads,
-                         part.interface, part.rotary, projections)  # fmt: skip
+        core = f"{path}.{part.core}"
+        return replace(part, core=core, o_proj=o_proj, projections=projections)
     if isinstance(part, Experts):
         router = f"{path}.{part.router}" if part.router else None
         experts = f"{path}.{part.experts}" if part.experts else None
@@ -464,10 +557,16 @@ def _block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             continue
         if any(name.startswith(f + ".") for f in found):
             continue
-        views = [_View(b) for b in child]
-        if all(v.first("attn") or v.first("mixer") for v in views):
+        if all(_is_block(_View(b)) for b in child):
             found.append(name)
             yield name, child
+
+
+def _is_block(view: _View) -> bool:
+    """Whether it owns an attention, or another mixer with a norm; and has one stream, not lanes."""
+    if not view.modules.keys().isdisjoint(LANES):
+        return False
+    return bool(view.first("attn") or (view.first("mixer") and view.first("ln1")))
 
 
 def _stack_name(path: str, all_paths: list[str]) -> str:
@@ -510,16 +609,24 @@ def find_anatomy(module: nn.Module) -> Anatomy:
         if pos := owner.first("positions"):
             points["pos_embed"] = Point(f"{root}.{pos}".lstrip("."))
         if embed := _embedding(module, by_name, root, name):
-            points["embed"] = Point(embed, scale=float(getattr(own, "embedding_multiplier", 1.0)))
+            points["embed"] = Point(embed, scale=_embed_scale(by_name[root], own))
         described = tuple(_block(f"{path}.{i}", b, own) for i, b in enumerate(blocks))
         stacks[name] = Stack(name, root, described, points)
     return Anatomy(stacks, _head(module, by_name))
 
 
+def _embed_scale(owner: nn.Module, config: Any) -> float:
+    """What a model multiplies its token embedding by, beside the embedding module."""
+    if isinstance(factor := getattr(owner, "normalizer", None), Tensor):  # RecurrentGemma
+        return float(factor)
+    return float(getattr(config, "embedding_multiplier", None) or 1.0)
+
+
 def _embedding(
     module: nn.Module, by_name: dict[str, nn.Module], root: str, stack: str
 ) -> str | None:
-    names = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "token_embedding")
+    names = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "token_embedding",
+             "tokens_embed")  # fmt: skip
     for prefix in (root, root + ".embeddings", root.rpartition(".")[0] + ".embeddings"):
         for name in (*names, "embeddings.word_embeddings"):
             path = f"{prefix}.{name}".lstrip(".")

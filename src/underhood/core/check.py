@@ -218,7 +218,10 @@ def _adds_up(bench: _Bench) -> float:
     worst = 0.0
     if not bench.model.anatomy.stacks:
         raise _NotHere(_PLAIN)
-    for stack, layer, block in _blocks(bench.model):
+    known = [row for row in _blocks(bench.model) if not row[2].unknown]
+    if not known:
+        raise _NotHere("unknown-sum")
+    for stack, layer, block in known:
         at = _reader(bench.run, stack, layer)
         stream = at("resid_pre")
         if block.post_norms:
@@ -237,6 +240,8 @@ def _reader(run: Run, stack: str, layer: int) -> Callable[[str], Tensor]:
 
 
 def _why_no_attention(bench: _Bench) -> str:
+    if any(block.odd_attention for _, _, block in _blocks(bench.model)):
+        return "odd-attention"
     return "no-attention" if bench.model.anatomy.stacks else _PLAIN
 
 
@@ -257,8 +262,19 @@ def _heads_add_up(bench: _Bench) -> float:
         made = bench.run[site].sum(2) / factor + (bias if bias is not None else 0.0)
         worst = max(worst, _gap(made, whole))
     if not seen:
-        raise _NotHere(_why_no_attention(bench))
+        unknown = any(block.unknown for _, _, block in _blocks(model))
+        raise _NotHere("unknown-sum" if unknown else _why_no_attention(bench))
     return worst
+
+
+def _stream_gives_logits(bench: _Bench) -> float:
+    """The final norm and the head, on the stream that leaves the last block, give the logits."""
+    model = bench.model
+    logits = getattr(bench.run.output, "logits", None)
+    if not model.anatomy.stacks or not isinstance(logits, Tensor):
+        raise _NotHere("no-logits")
+    last = Site("resid_post", len(model.anatomy.stacks[model.main].blocks) - 1, stack=model.main)
+    return _gap(model.unembed(bench.run[last]), logits)
 
 
 def _writes_back(bench: _Bench) -> float:
@@ -393,6 +409,7 @@ LAWS: dict[str, Callable[[_Bench], float | None]] = {
     "pattern x values = z": _pattern_times_values,
     "sub-layers add up": _adds_up,
     "heads add up": _heads_add_up,
+    "the last stream gives the logits": _stream_gives_logits,
     "writing back changes nothing": _writes_back,
     "an edit changes the output": _edits_act,
     "batch = single, padded right": _batch_is_single("right"),
@@ -419,7 +436,7 @@ def check(model: "Model", inputs: "Inputs | None" = None) -> CheckReport:
     bare = _output(model.run(given))
     hooks = _hooks(model)  # after the first pass: transformers installs some of its own in it
     record: list[str | Site] = [*model.sites(), *_projections(model)]
-    run = model.run(given, record=record if model.anatomy.stacks else _some_modules(model))
+    run = model.run(given, record=record if model.anatomy.stacks else _some_modules(model, given))
     run.provenance["hooks"] = hooks
     bench = _Bench(model, given, bare, run, _layer_sites(model, run))
     report = CheckReport(model.name)
@@ -485,13 +502,24 @@ def _projections(model: "Model") -> list[Site]:
     return [Site("module", path=p) for p in dict.fromkeys(paths)]
 
 
-def _some_modules(model: "Model") -> list[str | Site]:
-    """For plain modules: the output of every leaf that has parameters."""
-    return [
-        Site("module", path=name)
+def _some_modules(model: "Model", inputs: Any) -> list[str | Site]:
+    """For plain modules: the output of every leaf that has parameters and is called."""
+    leaves = {
+        name: m
         for name, m in model.module.named_modules()
         if name and not list(m.children()) and list(m.parameters())
+    }
+    called: set[str] = set()
+    hooks = [
+        m.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, m in leaves.items()
     ]
+    try:
+        model.run(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Site("module", path=name) for name in leaves if name in called]
 
 
 def _layer_sites(model: "Model", run: Run) -> list[Site]:

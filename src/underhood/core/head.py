@@ -95,6 +95,18 @@ def norm_form(norm: nn.Module, width: int) -> NormForm:
     )
 
 
+# Children beside an unembedding that stand before it.
+_BEFORE_UNEMBEDDING = ("transform", "dense", "layer_norm", "lm_head")
+# Classes whose logits are scaled: the config's name for the factor, and its power.
+_FACTORS = (
+    ("Cohere", "logit_scale", 1),
+    ("Granite", "logits_scaling", -1),
+    ("MiniCPM3", "logits_scaling", -1),
+    ("HyperCLOVAX", "logits_scaling", 1),
+    ("FalconH1", "lm_head_multiplier", 1),
+)
+
+
 class Head:
     """Final norm and unembedding of a model's main stack."""
 
@@ -108,9 +120,25 @@ class Head:
                 why="it does not predict tokens",
                 do="use a model with a language-model head",
             )
+        self._check_bare(path)
         self.module = model.module.get_submodule(path)
         point = model.anatomy.stacks[model.main].points.get("ln_final")
         self.norm = model.module.get_submodule(point.path) if point else None
+
+    def _check_bare(self, path: str) -> None:
+        """Refuse a head of several layers (BERT's): it is more than an unembedding."""
+        owner = path.rpartition(".")[0]
+        found = dict(self.model.module.get_submodule(owner).named_children())
+        between = [
+            n for n in _BEFORE_UNEMBEDDING if n in found and f"{owner}.{n}".strip(".") != path
+        ]
+        if between:
+            raise NotOffered(
+                "this model's stream does not meet its unembedding directly",
+                given=f"{path}, behind {', '.join(between)}",
+                why="another layer with a nonlinearity stands before it",
+                do="record logits, or use module: sites of the head",
+            )
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """What the model would say if `resid` were its final stream."""
@@ -122,6 +150,7 @@ class Head:
         """From the head module's output to the logits."""
         cap, factor = self.soft_cap, self.factor
         raw = raw * factor if factor != 1.0 else raw
+        raw = raw if self.added is None else raw + self.added
         return torch.tanh(raw / cap) * cap if cap else raw
 
     @property
@@ -131,15 +160,14 @@ class Head:
 
     @property
     def factor(self) -> float:
-        """Constant between the head module and the logits (Cohere, Granite, T5)."""
-        config = self._config
+        """Constant between the final norm and the logits (T5, and `_FACTORS`)."""
+        config, family = self._config, type(self.model.module).__name__
         if getattr(config, "scale_decoder_outputs", False):
             return float(config.d_model) ** -0.5
-        if type(self.model.module).__name__.startswith("Granite"):
-            return 1.0 / float(getattr(config, "logits_scaling", 1.0) or 1.0)
-        scale = getattr(config, "logit_scale", None)
-        named = type(self.model.module).__name__.startswith("Cohere")
-        return float(scale) if named and scale else 1.0
+        for start, name, power in _FACTORS:
+            if family.startswith(start):
+                return float(getattr(config, name, None) or 1.0) ** power
+        return 1.0
 
     @property
     def soft_cap(self) -> float | None:
@@ -148,16 +176,22 @@ class Head:
         cap = getattr(config, "final_logit_softcapping", None)
         return cap or getattr(config, "logits_soft_cap", None)
 
+    @property
+    def added(self) -> Tensor | None:
+        """Bias that the model adds beside its head (BART)."""
+        found = getattr(self.model.module, "final_logits_bias", None)
+        return found.detach()[0] if isinstance(found, Tensor) else None
+
     def directions(self, tokens: list[int]) -> Float[Tensor, "n d_model"]:
         """Unembedding rows of some tokens, factor included, in float64."""
         return weight_in_out(self.module).T[tokens].double() * self.factor
 
     def biases(self, tokens: list[int]) -> Float[Tensor, " n"]:
         """Unembedding biases of some tokens."""
-        bias = getattr(self.module, "bias", None)
-        if not isinstance(bias, Tensor):
-            return torch.zeros(len(tokens), dtype=torch.float64, device=self.model.device)
-        return bias[tokens].double() * self.factor
+        total = torch.zeros(len(tokens), dtype=torch.float64, device=self.model.device)
+        if isinstance(bias := getattr(self.module, "bias", None), Tensor):
+            total = total + bias[tokens].double() * self.factor
+        return total if self.added is None else total + self.added[tokens].double()
 
     def form(self) -> NormForm | None:
         """The final norm's linear form; None when the stack has none."""

@@ -40,7 +40,7 @@ from underhood.core.tokens import Tokens, Where
 __all__ = ["Inputs", "Model"]
 
 # Families whose recurrence does not look at the attention mask.
-READS_PADDING = ("Rwkv", "RecurrentGemma")
+READS_PADDING = ("Rwkv", "RecurrentGemma", "xLSTM")
 
 Sited = str | Site | Sequence[str | Site]
 Inputs = str | Sequence[str] | Tensor | Tokens | Mapping[str, Any]

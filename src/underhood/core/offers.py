@@ -7,7 +7,7 @@ use instead. `why_not` finds the row for a site in a model; a test walks the tab
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from underhood.core.anatomy import Anatomy, Attention, Block, Stack
+from underhood.core.anatomy import SUMS, Anatomy, Attention, Block, Stack
 from underhood.core.errors import NotOffered, OutOfRange, SiteNotFound, nearest
 from underhood.core.site import KINDS, Site
 
@@ -48,6 +48,21 @@ REASONS: dict[str, Reason] = {
         "queries and keys before rotation do not exist per head here",
         "multi-head latent attention rotates one part that all heads share",
         "use q_rot and k_rot, or module: sites for the latent projections",
+    ),
+    "late-norm": Reason(
+        "queries and keys before rotation are not offered here",
+        "this family normalises them after their rotation",
+        "use q_rot and k_rot, or module: sites for the projections",
+    ),
+    "odd-attention": Reason(
+        "this attention is not taken apart",
+        "its heads are mixtures of experts, or differences of two patterns",
+        "use attn_out (what it adds to the stream), or module: sites",
+    ),
+    "unknown-sum": Reason(
+        "what this block's parts add to the stream is not known",
+        "its forward scales or adds something by a name that the anatomy does not know",
+        "use resid_pre and resid_post, z, mlp_post, or module: sites",
     ),
     "fused-qkv": Reason(
         "this family's queries, keys and values are not offered",
@@ -136,6 +151,8 @@ def _attention_reason(
         return "no-cross" if cross else "no-attention"
     if name in ("q", "k") and latent:
         return "latent-keys"
+    if name in ("q", "k") and spec.late_norm:
+        return "late-norm"
     if name in ("q", "k", "v") and not spec.interface and f"{name}_proj" not in spec.projections:
         return "fused-qkv"
     if name in ("q_rot", "k_rot") and not spec.interface:
@@ -151,8 +168,12 @@ def _block_reason(block: Block, name: str, *, latent: bool) -> str | None:
     name = name.removesuffix("_scale")  # a norm's denominator is there where the norm is
     cross = name.startswith("cross_")
     bare = name.removeprefix("cross_")
+    if block.unknown and name not in block.points and bare in (*SUMS, "head_out"):
+        return "unknown-sum"
     if bare in _ATTENTION:
         spec = block.cross if cross else block.attention
+        if spec is None and not cross and block.odd_attention:
+            return "odd-attention"
         return _attention_reason(spec, bare, latent=latent, cross=cross)
     if name in block.points:
         return None
@@ -161,8 +182,12 @@ def _block_reason(block: Block, name: str, *, latent: bool) -> str | None:
     if name in _EXPERTS:
         if block.experts is None:
             return "no-experts"
-        path = block.experts.router if name.startswith("router") else block.experts.experts
-        return None if path else "no-expert-interface"
+        router, experts = block.experts.router, block.experts.experts
+        if name == "router_logits":
+            return None if router else "no-expert-interface"
+        # A choice that the experts are not told (Llama 4) is not to be had from the router either.
+        known = experts and (router or not name.startswith("router"))
+        return None if known else "no-expert-interface"
     if name.startswith("ssm_"):
         return "no-scan" if block.scan is None else None
     if name in ("ln1", "ln2") and not block.norm_first:
@@ -277,6 +302,16 @@ class Sites:
 
     def _module(self, site: Site) -> Site:
         if site.path not in self.modules:
+            path, _, unit = site.path.rpartition(".")
+            numbered = f"{path}.0" in self.modules  # a list of modules, and one that it lacks
+            if path in self.modules and unit.isdecimal() and not numbered:
+                raise SiteNotFound(
+                    f"{site.name}: sites have no units",
+                    given=str(site),
+                    why="what the axes of any module's tensor count is not known",
+                    do=f"take {site.name}:{path} whole and pick from it, or change a part with"
+                    " uh.call; heads, neurons and experts have sites of their own (z.LAYER.HEAD)",
+                )
             raise SiteNotFound(
                 f"this model has no module {site.path!r}",
                 given=str(site),
@@ -293,7 +328,8 @@ class Sites:
             raise NotOffered(
                 f"{site}: no blocks of a transformer or state-space model were found here",
                 given=str(site),
-                why="this is a plain torch module, or its parts have names that nobody knows",
+                why="this is a plain torch module, its parts have names that nobody knows, or its"
+                " stream runs in several lanes",
                 do="use module: sites, e.g. module:" + next(iter(sorted(self.modules - {""})), ""),
             )
         raise SiteNotFound(

@@ -208,6 +208,13 @@ def _stack(model: Model, *, experts: bool) -> tuple[Block, ...]:
             " what its parts write",
             do="use activation_patching or attribution_patching, which work on single nodes",
         )
+    if unknown := next((block.unknown for block in stack.blocks if block.unknown), ()):
+        raise NotOffered(
+            "edges are not defined in this model",
+            given=repr(model),
+            why="its blocks also use what the anatomy does not know: " + ", ".join(unknown),
+            do="use activation_patching or attribution_patching, which work on single nodes",
+        )
     if experts and not any(block.experts for block in stack.blocks):
         raise NotOffered(
             "there are no experts in this model",
@@ -241,7 +248,7 @@ def _mixture(model: Model, number: int, block: Block) -> Writer:
     why = None
     if spec is None or spec.experts is None or spec.router is None or not spec.count:
         why = "its router, or its experts one by one, cannot be tapped"
-    elif point.path != mlp:
+    elif point.path != mlp or point.plus is not None:
         why = "a norm of their sum, or another module, stands between the experts and the stream"
     elif not all(path.startswith(f"{mlp}.") for path in (spec.router, spec.experts)):
         why = "its router is no part of the MLP, and may read something else"
@@ -284,13 +291,18 @@ def _heads(model: Model, number: int, block: Block) -> Writer | None:
 def norm_after_heads(model: Model, block: Block) -> str | None:
     """Path of the norm between a block's heads and the stream; "" where there is none.
 
-    None: they do not write into the stream at all, but into another sub-layer (Zamba 2).
+    None: they do not write into the stream by themselves: into another sub-layer (Zamba 2), beside
+    a scan (Falcon-H1), or through a norm and a factor (HyperCLOVA X).
     """
-    spec, path = block.attention, block.points["attn_out"].path
+    spec, point = block.attention, block.points["attn_out"]
+    path = point.path
+    if point.plus is not None:
+        return None  # a scan beside the heads is in the same sum: they are one mixer
     if spec is not None and f"{spec.o_proj}.".startswith(f"{path}."):
         return ""
     module = model.module.get_submodule(path)
-    return path if "norm" in type(module).__name__.lower() else None
+    is_norm = "norm" in type(module).__name__.lower()
+    return path if is_norm and point.scale == 1.0 else None
 
 
 def readers(model: Model, *, experts: bool = False) -> list[Reader]:

@@ -25,7 +25,8 @@ from underhood.core.tokens import Tokens
 
 __all__ = ["Kept", "Store", "identify"]
 
-SCHEMA = "sweep/1"
+SCHEMA = "sweep/2"
+OLD = {"sweep/1": "it was kept by a version that did not look at all of the model's weights"}
 PARTS = {
     "weights": "the model's weights",
     "tokens": "the prompts",
@@ -192,7 +193,8 @@ class Store:
         try:
             head, *rows = [json.loads(line) for line in lines]
             if head.get("schema") != SCHEMA:
-                raise self._damaged(f"its schema is {head.get('schema')!r}, not {SCHEMA!r}")
+                schema = head.get("schema")
+                raise self._damaged(OLD.get(schema, f"its schema is {schema!r}, not {SCHEMA!r}"))
             self._check(head)
             for row in rows:
                 values = torch.tensor(row["values"], dtype=getattr(torch, row["dtype"]))

@@ -100,7 +100,7 @@ def ask(
             given=f"logit difference {gap:.3f} and {other_gap:.3f}",
             why=f"{model.token_text(said)!r} against {model.token_text(instead)!r} is equally"
             " likely after both",
-            do="choose a contrast that calls for another answer, or name --answer and --wrong",
+            do="choose a contrast that calls for another answer, or name both answers",
         )
     return Question(
         pairs, model.token_text(said), model.token_text(instead), searched, gap, other_gap,
@@ -162,7 +162,7 @@ def _search(model: Model, tokens: Tokens, said: int, wrong: int | None) -> Token
             "no contrast could be made from this prompt",
             given=" ".join(tokens.strings[0]),
             why="it holds no word that could be replaced",
-            do="give one with --vs",
+            do="give one of your own (on the command line: --vs)",
         )
     return _furthest(model, torch.stack(rows), said, wrong, tokens)
 
@@ -175,7 +175,7 @@ def _embedding(model: Model) -> str:
             "no contrast can be searched for in this model",
             given=repr(model),
             why="its token embedding was not found",
-            do="give one with --vs",
+            do="give one of your own (on the command line: --vs)",
         )
     return point.path
 
@@ -198,7 +198,7 @@ def _furthest(model: Model, rows: Tensor, said: int, wrong: int | None, tokens: 
         "no contrast could be written down for this prompt",
         given=" ".join(tokens.strings[0]),
         why="no replacement survives being written as text and read again",
-        do="give one with --vs",
+        do="give one of your own (on the command line: --vs)",
     )
 
 

@@ -98,7 +98,7 @@ def _asks(found: "Explanation") -> str:
     if question.searched:
         line += (
             " That contrast was found by search, since none was given: weaker evidence than one"
-            " that you choose with --vs."
+            " of your own."
         )
     return line
 

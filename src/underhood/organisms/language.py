@@ -4,9 +4,11 @@ A task is a function that draws one `Case`; prompts, pairs and training rows are
 Drawing imports no torch.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ __all__ = ["Case", "Language", "Phase", "Prompt", "Row", "Task"]
 
 # Draws that may miss the wanted split before we say that the task has no such cases.
 _PATIENCE = 10_000
+# Rows of each task by which a grammar is recognised.
+_SEEN = 32
 # Rows up to so many words are padded together: little is padded.
 _LENGTHS = (10, 12, 15, 20, 30, 44, 60, 10_000)
 # Where several answers are right, they must together have this probability (as well as the top).
@@ -286,7 +290,23 @@ class Language(Drawn[Task]):
         """Whatever changes the rows or the weights."""
         mix = [(kind.name, kind.weight) for kind in (*self.kinds, *self.drills)]
         return repr((self.name, self.model_type, self.words, dict(self.sizes), self.recipe,
-                     self.phases, self.context, self.context_weight, mix))  # fmt: skip
+                     self.phases, self.context, self.context_weight, mix,
+                     self.grammar))  # fmt: skip
+
+    @cached_property
+    def grammar(self) -> str:
+        """A short hash of what the tasks draw: of some training rows of each task and drill.
+
+        A function that draws has no other name. A change that only shows in rarer rows than one of
+        `_SEEN` goes unnoticed. Cost: 0.3 s for `town` on one core, once.
+        """
+        rows = [
+            self.row(kind.name, rng)
+            for kind in (*self.kinds, *self.drills)
+            for rng in [Random(f"grammar:{kind.name}")]
+            for _ in range(_SEEN)
+        ]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
     def establish(self, model: "Model") -> tuple[Fact, ...]:
         """As `Trained.establish`, by `findings`."""

@@ -6,6 +6,8 @@ one, unless its inputs are of a new kind.
 
 from typing import Any
 
+from underhood.organisms.tiny_families_more import MORE_FAMILIES
+
 VOCAB = 99
 FIRST_WORD = 8  # ids below are kept for special tokens
 IMAGE_TOKEN = 3
@@ -224,6 +226,7 @@ FAMILY_TABLE: dict[str, tuple[dict[str, Any], str, str]] = {
         "RecurrentGemmaForCausalLM",
         "causal",
     ),
+    **MORE_FAMILIES,
     "bert": ({}, "BertForMaskedLM", "masked"),
     "roberta": ({}, "RobertaForMaskedLM", "masked"),
     "t5": (

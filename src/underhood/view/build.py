@@ -32,11 +32,14 @@ from underhood.view.colour import Scale
 from underhood.view.doc import (
     Axis,
     Bars,
+    Candidates,
     Grid,
     Group,
     Head,
     Heads,
     Lines,
+    Measure,
+    Part,
     Sentences,
     Series,
     Table,
@@ -157,6 +160,8 @@ def grid(
     limit: SupportsFloat | None = None,
     unit: str = "",
     marks: Iterable[tuple[int, int]] = (),
+    measures: Iterable[Measure | Mapping[str, Any]] = (),
+    candidates: Candidates | Mapping[str, Any] | None = None,
     **common: Unpack[Common],
 ) -> Grid:
     """A heat map.
@@ -177,6 +182,10 @@ def grid(
             values lie beyond it.
         unit: of the values.
         marks: (row, col) of cells to outline.
+        measures: other numbers to colour by: mappings with `name`, `values`, and optionally `unit`,
+            `scale` (without one: sequential) and `limit`.
+        candidates: what else could stand in the cells: `tokens`, and `ids` and `values`
+            `[row, col, rank]`.
         **common: see `Common`.
 
     Raises:
@@ -197,7 +206,14 @@ def grid(
         limit=None if limit is None else float(limit),
         unit=unit,
         marks=[(int(r), int(c)) for r, c in marks],
+        measures=[_part(measure) for measure in measures],
+        candidates=None if candidates is None else _part(candidates),
     )
+
+
+def _part(given: Part | Mapping[str, Any]) -> Any:
+    """A piece of a view as it is, or its fields."""
+    return given if isinstance(given, Part) else clean(dict(given))
 
 
 def _places(at: Places | None) -> dict[Axis, list[int | None]]:

@@ -46,6 +46,8 @@ def graph(
     x_labels: Iterable[str] | None = None,
     x_name: str = "",
     y_name: str = "layer",
+    supernodes: Mapping[str, Iterable[str]] | None = None,
+    pins: Iterable[str] = (),
     **common: Unpack[Common],
 ) -> Graph:
     """A circuit: nodes in rows by layer, edges with weights.
@@ -62,10 +64,12 @@ def graph(
         x_labels: the tokens that stand at x = 0, 1, 2, ...
         x_name: what x is.
         y_name: what y is.
+        supernodes: groups of nodes, each drawn as one: the ids of its members by its name.
+        pins: ids of nodes, and names of groups, that stay in sight however few edges are drawn.
         **common: see `Common`.
 
     Raises:
-        UsageError: an edge ends at no node, or two nodes share an id.
+        UsageError: an edge ends at no node, two nodes share an id, or a group does not fit.
     """
     listed = [node if isinstance(node, Node) else dict(node) for node in nodes]
     if not isinstance(edges, Edges):
@@ -83,6 +87,8 @@ def graph(
         x_labels=None if x_labels is None else list(x_labels),
         x_name=x_name,
         y_name=y_name,
+        supernodes=[{"name": name, "nodes": list(ids)} for name, ids in (supernodes or {}).items()],
+        pins=list(pins),
     )
 
 

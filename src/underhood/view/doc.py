@@ -27,12 +27,14 @@ from underhood.core.errors import FileProblem, nearest
 from underhood.view.base import SCHEMA, AnyView, Axis, Number, Part, Places, View
 from underhood.view.kinds import (
     Bars,
+    Candidates,
     Cell,
     Column,
     Grid,
     Head,
     Heads,
     Lines,
+    Measure,
     Sentences,
     Series,
     Table,
@@ -53,6 +55,7 @@ from underhood.view.panels import (
     Mark,
     Node,
     Picture,
+    Supernode,
     Timeline,
     Tree,
 )
@@ -60,10 +63,10 @@ from underhood.view.schema import check_schema, first_reason
 
 __all__ = [
     "CLASSES", "EVERY", "KINDS", "SCHEMA", "AnyView", "Arm", "Axis", "Bars", "Bench", "Branch",
-    "Cell", "Column", "Diff", "Edges", "Example", "Feature", "Graph", "Grid", "Group", "Head",
-    "Heads", "Histogram", "Lines", "Mark", "Node", "Number", "Part", "Picture", "Places",
-    "Sentences", "Series", "Table", "Text", "Texts", "Timeline", "Tokens", "Tree", "View",
-    "json_schema", "read",
+    "Candidates", "Cell", "Column", "Diff", "Edges", "Example", "Feature", "Graph", "Grid",
+    "Group", "Head", "Heads", "Histogram", "Lines", "Mark", "Measure", "Node", "Number", "Part",
+    "Picture", "Places", "Sentences", "Series", "Supernode", "Table", "Text", "Texts",
+    "Timeline", "Tokens", "Tree", "View", "json_schema", "read",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from underhood.view.doc import Graph, Node
 from underhood.view.legend import legend, numbers, swatch_row
 from underhood.view.markup import Html, join, tag, token_html, visible
 from underhood.view.number import decimals_for, show
+from underhood.view.supernodes import merged
 
 DRAWN = 200
 """Edges drawn without a script."""
@@ -25,8 +26,8 @@ _ROW, _LEAST, _MOST = 34, 140, 1100  # height per row of nodes, and of the whole
 
 def graph(view: Graph) -> Html:
     """Header numbers, the picture, what is shown of it, and the strongest edges in words."""
-    order = strongest_edges(view)
-    shown = order[:DRAWN]
+    view = merged(view)
+    shown = shown_edges(view)
     parts = [numbers(view.facts)]
     drawn = _drawn_nodes(view, shown)
     if drawn:
@@ -48,6 +49,18 @@ def strongest_edges(view: Graph) -> list[int]:
         range(len(weight)),
         key=lambda e: (inside is not None and not inside[e], -abs(weight[e] or 0.0)),
     )
+
+
+def shown_edges(view: Graph) -> list[int]:
+    """The strongest edges, and those between two pinned nodes."""
+    order, pins = strongest_edges(view), _pinned(view)
+    ends = list(zip(view.edges.source, view.edges.target, strict=True))
+    between = [e for e in order[DRAWN:] if pins.issuperset(ends[e])] if pins else []
+    return order[:DRAWN] + between
+
+
+def _pinned(view: Graph) -> set[int]:
+    return {n for n, node in enumerate(view.nodes) if node.id in view.pins}
 
 
 def extent(view: Graph, edges: int, nodes: int) -> str:
@@ -72,6 +85,7 @@ def edge_name(view: Graph, edge: int) -> str:
 def _drawn_nodes(view: Graph, edges: Sequence[int]) -> dict[int, tuple[float, float]]:
     """The nodes at the ends of the drawn edges, each with its place in percent."""
     ends = {n for e in edges for n in (view.edges.source[e], view.edges.target[e])}
+    ends |= _pinned(view)
     chosen = sorted(ends) if view.edges.source else range(min(len(view.nodes), _LONE))
     xs, ys = _columns(view, chosen), [view.nodes[n].y for n in chosen]
     return {
@@ -100,8 +114,8 @@ def _picture(view: Graph, edges: Sequence[int], places: dict[int, tuple[float, f
     svg = tag("svg", *curves, viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true")
     limits = limits_of([view.nodes[n].value for n in places], "diverging")
     fits = _labelled(view, places)
-    nodes = [_node(view.nodes[n], place, fits.get(n), limits, view.value_unit)
-             for n, place in places.items()]  # fmt: skip
+    fits |= dict.fromkeys(_pinned(view), "")
+    nodes = [_node(view, n, place, fits.get(n), limits) for n, place in places.items()]
     rows = [
         tag("span", text, style=f"top:{place:.2f}%") for text, place in _row_labels(view, places)
     ]
@@ -163,17 +177,19 @@ def _name(node: Node) -> str:
 
 
 def _node(
-    node: Node, place: tuple[float, float], fits: str | None, limits: Limits, unit: str
+    view: Graph, n: int, place: tuple[float, float], fits: str | None, limits: Limits
 ) -> Html:
+    node = view.nodes[n]
     kinds = ["uh-node", "uh-dotnode" if fits is None else fits]
+    kinds += ["uh-pin"] * (node.id in view.pins)
     style = f"left:{place[0]:.2f}%;top:{place[1]:.2f}%"
     told = visible(_name(node)) + (f", {node.role}" if node.role else "")
     if node.value is not None:
         back = cell_colour(node.value, limits)
         style += f";background:{back};color:{ink(back)}"
-        told += f": {show(node.value, decimals_for([limits.high]))} {unit}".rstrip()
+        told += f": {show(node.value, decimals_for([limits.high]))} {view.value_unit}".rstrip()
     inner = tag("span", token_html(_name(node))) if fits is not None else Html("")
-    return tag("span", inner, cls=" ".join(kinds).strip(), style=style, title=told)
+    return tag("span", inner, cls=" ".join(k for k in kinds if k), style=style, title=told)
 
 
 def _row_labels(view: Graph, places: dict[int, tuple[float, float]]) -> list[tuple[str, float]]:
@@ -208,6 +224,8 @@ def _legend(view: Graph, edges: Sequence[int], places: Iterable[int]) -> Html:
         parts.append(tag("span", _sample("uh-epos uh-out"), "dashed: outside the circuit"))
     if any(w is None for w in weights):
         parts.append(tag("span", _sample("uh-efalse"), "no weight"))
+    if view.pins:
+        parts.append(tag("span", tag("span", cls="uh-swatch uh-marked"), "pinned"))
     row = swatch_row(*parts) if parts else Html("")
     values = [view.nodes[n].value for n in places]
     if all(v is None for v in values):

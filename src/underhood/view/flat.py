@@ -64,9 +64,7 @@ def flatten(view: View) -> Iterator[Flat]:
             body = [[i, t, v] for i, (t, v) in enumerate(zip(view.tokens, values, strict=True))]
             yield Flat(view.title, ["pos", "token", view.unit or "value"], body)
         case Grid():
-            corner = f"{view.row_name or 'row'} / {view.col_name or 'column'}"
-            rows = [[r, *line] for r, line in zip(view.rows, view.values, strict=True)]
-            yield Flat(view.title, [corner, *view.cols], rows)
+            yield from _grid(view)
         case Bars():
             yield _bars(view)
         case Heads():
@@ -117,6 +115,27 @@ def flatten(view: View) -> Iterator[Flat]:
             yield part
 
 
+def _grid(view: Grid) -> Iterator[Flat]:
+    header = [f"{view.row_name or 'row'} / {view.col_name or 'column'}", *view.cols]
+    named = [(view.title, view.values)]
+    named += [(f"{view.title}: {m.name} {m.unit}".rstrip(), m.values) for m in view.measures]
+    for title, values in named:
+        yield Flat(title, header, [[r, *line] for r, line in zip(view.rows, values, strict=True)])
+    if view.candidates is None:
+        return
+    tokens, ids, values = view.candidates.tokens, view.candidates.ids, view.candidates.values
+    yield Flat(
+        f"{view.title}: candidates",
+        [view.row_name or "row", view.col_name or "column", "rank", "token", view.unit or "value"],
+        [
+            [row, col, rank, tokens[token], value]
+            for r, row in enumerate(view.rows)
+            for c, col in enumerate(view.cols)
+            for rank, (token, value) in enumerate(zip(ids[r][c], values[r][c], strict=True))
+        ],
+    )
+
+
 def _bars(view: Bars) -> Flat:
     header = ["label", view.unit or "value"]
     rows: list[list[Cell]] = [[n, v] for n, v in zip(view.labels, view.values, strict=True)]
@@ -161,6 +180,11 @@ def _graph(view: Graph) -> Iterator[Flat]:
         header,
         [[n.id, n.label or n.id, n.y, n.x, n.role, n.value] for n in view.nodes],
     )
+    grouped: list[list[Cell]] = [[g.name, name] for g in view.supernodes for name in g.nodes]
+    if grouped:
+        yield Flat(f"{view.title}: groups", ["group", "node"], grouped)
+    if view.pins:
+        yield Flat(f"{view.title}: pinned", ["node"], [[name] for name in view.pins])
     yield from _facts(view.title, view.facts)
 
 

@@ -46,12 +46,49 @@ class Tokens(View, frozen=True):
         return self
 
 
+class Measure(Part, frozen=True):
+    """Other numbers of the same cells, by which a reader can colour a `Grid` instead."""
+
+    name: str
+    values: Matrix
+    unit: str = ""
+    scale: Scale = "sequential"
+    limit: float | None = Field(default=None, gt=0)
+
+
+class Candidates(Part, frozen=True):
+    """What else could stand in each cell of a `Grid`: a few tokens, the best first.
+
+    Attributes:
+        tokens: every token that is named, once. Two may read alike and still differ.
+        ids: numbers into `tokens`, `[row][col][rank]`.
+        values: the value of each, in the grid's own unit, `[row][col][rank]`.
+    """
+
+    tokens: Labels
+    ids: list[list[list[int]]]
+    values: list[Matrix]
+
+    def check(self, rows: int, cols: int) -> None:
+        """Refuse what does not fit a grid of so many rows and columns."""
+        for name, cells in (("ids", self.ids), ("values", self.values)):
+            same(f"rows of the candidates' {name}", len(cells), rows)
+            for line in cells:
+                same(f"columns of the candidates' {name}", len(line), cols)
+        for ids, values in zip(self.ids, self.values, strict=True):
+            for mine, theirs in zip(ids, values, strict=True):
+                same("values of a cell's candidates", len(theirs), len(mine))
+                if mine and not 0 <= min(mine) <= max(mine) < len(self.tokens):
+                    raise ValueError(f"a candidate is none of the {len(self.tokens)} tokens")
+
+
 class Grid(View, frozen=True):
     """A heat map: `values[r][c]`; None is drawn hatched; `marks` are outlined cells (row, col).
 
     A lens grid is one with `cell_text` and the scale `probability`; a patch heat map is one whose
     control is drawn beside. `row_at` and `col_at` say what a row or column is on the axes that
-    panels select together, as `{"layer": [-1, 0, 1]}`, where name and labels do not tell.
+    panels select together, as `{"layer": [-1, 0, 1]}`, where name and labels do not tell. A reader
+    of the page can colour the cells by other `measures`, and see the `candidates` behind a cell.
     """
 
     kind: Literal["grid"] = "grid"
@@ -67,10 +104,13 @@ class Grid(View, frozen=True):
     limit: float | None = Field(default=None, gt=0)
     unit: str = ""
     marks: list[tuple[int, int]] = []
+    measures: list[Measure] = []
+    candidates: Candidates | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Grid":
-        for name, matrix in (("values", self.values), ("cell_text", self.cell_text)):
+        matrices = [("values", self.values), ("cell_text", self.cell_text)]
+        for name, matrix in [*matrices, *((m.name, m.values) for m in self.measures)]:
             if matrix is not None:
                 same(f"rows of {name}", len(matrix), len(self.rows))
                 for line in matrix:
@@ -84,6 +124,8 @@ class Grid(View, frozen=True):
         for r, c in self.marks:
             if not (0 <= r < len(self.rows) and 0 <= c < len(self.cols)):
                 raise ValueError(f"mark ({r}, {c}) lies outside {len(self.rows)}x{len(self.cols)}")
+        if self.candidates is not None:
+            self.candidates.check(len(self.rows), len(self.cols))
         return self
 
 

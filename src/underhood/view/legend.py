@@ -37,6 +37,9 @@ def legend(
     parts = [tag("span", tag("span", ends[0]), ramp, tag("span", ends[1]), cls="uh-key")]
     if unit:
         parts.append(tag("span", unit, cls="uh-unit"))
+    if limits.scale != "probability":
+        # In a page with scripts a reader can choose a logarithmic spread; this drawing has one.
+        parts.append(tag("span", "linear colours"))
     if limits.clipped:
         extreme = show(limits.extreme, decimals_for([limits.extreme]), signed=signed)
         many = "1 value lies" if limits.clipped == 1 else f"{limits.clipped} values lie"

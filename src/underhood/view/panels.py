@@ -72,6 +72,18 @@ class Edges(Part, frozen=True):
         return self
 
 
+class Supernode(Part, frozen=True):
+    """Several nodes of a `Graph` that a reader has put together: drawn as one.
+
+    Attributes:
+        name: unique among the groups and the nodes.
+        nodes: ids of its members.
+    """
+
+    name: str = Field(min_length=1)
+    nodes: list[str] = Field(min_length=1)
+
+
 class Graph(View, frozen=True):
     """A circuit: nodes in rows by layer, edges with weights; positive ones are blue.
 
@@ -85,6 +97,8 @@ class Graph(View, frozen=True):
         x_labels: what stands at x = 0, 1, 2, ... (the tokens); None where x is a mere order.
         x_name: what x is.
         y_name: what y is.
+        supernodes: groups of nodes, each drawn as one node with its edges summed.
+        pins: ids of nodes, and names of groups, that stay in sight however few edges are drawn.
     """
 
     kind: Literal["graph"] = "graph"
@@ -97,6 +111,8 @@ class Graph(View, frozen=True):
     x_labels: Labels | None = None
     x_name: str = ""
     y_name: str = "layer"
+    supernodes: list[Supernode] = []
+    pins: list[str] = []
 
     @model_validator(mode="after")
     def _fits(self) -> "Graph":
@@ -107,7 +123,20 @@ class Graph(View, frozen=True):
                 raise ValueError(f"an edge's {side} is none of the {len(self.nodes)} nodes")
         if self.total is not None and self.total < len(self.edges.source):
             raise ValueError(f"total: {self.total} given, {len(self.edges.source)} edges are here")
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Refuse groups that share a node or a name, and what names no node."""
+        ids = {node.id for node in self.nodes}
+        members = [name for group in self.supernodes for name in group.nodes]
+        names = [group.name for group in self.supernodes]
+        same("nodes in one group only", len(set(members)), len(members))
+        same("names that differ", len({*ids, *names}), len(ids) + len(names))
+        unknown = [name for name in members if name not in ids]
+        unknown += [name for name in self.pins if name not in ids and name not in names]
+        if unknown:
+            raise ValueError(f"no node of this graph is called {unknown[0]!r}")
 
 
 class Branch(Part, frozen=True):
@@ -313,6 +342,9 @@ class Bench(View, frozen=True):
         return self
 
 
+_ALONE = {"cell_text": None, "marks": [], "measures": [], "candidates": None}
+"""What says nothing of other numbers over the same cells."""
+
 _Side = Annotated[Grid | Tokens, Field(discriminator="kind")]
 
 
@@ -345,7 +377,7 @@ class Diff(View, frozen=True):
         title = f"{self.a.title or 'A'} − {self.b.title or 'B'}"
         values = _minus(self.a.values or [], self.b.values or [])
         update = {"values": values, "scale": "diverging", "limit": self.limit, "title": title}
-        plain = {"cell_text": None, "marks": []} if isinstance(self.a, Grid) else {}
+        plain = _ALONE if isinstance(self.a, Grid) else {}
         return self.a.model_copy(update=update | plain | {"about": "", "control": None})
 
 

@@ -25,6 +25,7 @@ from underhood.view.draw_tree import shape_text, size
 from underhood.view.legend import fact
 from underhood.view.markup import visible
 from underhood.view.number import decimals_for, show
+from underhood.view.supernodes import merged
 from underhood.view.text_kinds import (
     bars,
     grid,
@@ -61,6 +62,7 @@ def graph(view: Graph) -> "RenderableType":
     from rich.console import Group as Stack
     from rich.text import Text
 
+    view = merged(view)
     shown = strongest_edges(view)[:_EDGES]
     weights = [view.edges.weight[e] for e in shown]
     limits = limits_of(weights, "diverging")

@@ -162,7 +162,7 @@ def _written(
 
 
 def _plan(desk: Desk, model: "Model", edits: list[EditForm], prompt: str) -> Plan:
-    return make_plan(model, edits, prompt, lambda key: Plan.load(desk.shelf.path(key)))
+    return make_plan(model, edits, prompt, desk.shelf.plan)
 
 
 def _surprise(model: "Model", prompt: str, written: Tensor) -> float:

@@ -115,19 +115,17 @@ def _changed(found: "Circuit", asked: EditCircuit) -> "Circuit":
 
 
 def _view(circuit: "Circuit", case: _Case, f: list[float]) -> View:
-    """The circuit as a graph, with its proof in the header."""
-    from underhood.methods.locate._graph_view import graph_view
+    """The circuit as a graph, with its proof below the title: pictures are saved with both."""
+    from underhood.methods.graph_view import graph_view
 
     inside = set(circuit.edges)
     ranked = case.scores.strongest(circuit.graph.n_edges)
     return graph_view(
         circuit.graph,
         [edge for edge in ranked if edge[0] in inside],
-        facts={
-            "faithfulness": f[0], "everything else": f[1],
-            "random circuits of its size": sum(f[3:]) / len(f[3:]),
-        },
         unit=case.said["unit"],
         title="The circuit",
-        about="Each row is a layer. Blue edges support the answer, red ones work against it.",
+        about="Each row is a layer. Blue edges support the answer, red ones work against it. By"
+        f" itself it keeps {round(100 * f[0])} % of the difference, everything else"
+        f" {round(100 * f[1])} %, random circuits of its size at most {round(100 * max(f[3:]))} %.",
     )  # fmt: skip

@@ -32,6 +32,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 KEPT = 100  # jobs that are remembered after their end
 WAITING = 32  # jobs that may wait at once
 OFTEN = 0.1  # seconds between two notes of progress
+INDENT = "\n" + " " * len("  Given:   ")
 
 log = logging.getLogger("underhood.workbench")
 
@@ -48,7 +49,8 @@ def refusal(error: BaseException) -> dict[str, Any]:
     """An error as the page shows it: never a traceback."""
     kind = type(error).__name__
     if isinstance(error, UnderhoodError):
-        given = None if error.given is None else str(error.given)[:2000]
+        # Lines are indented for a terminal, where "Given:" stands before the first.
+        given = None if error.given is None else str(error.given)[:2000].replace(INDENT, "\n")
         return {"type": kind, "what": error.what, "given": given, "why": error.why, "do": error.do}
     line = (str(error).splitlines() or [""])[0][:500]
     if kind in ("MemoryError", "OutOfMemoryError"):  # the second is torch's
@@ -82,6 +84,7 @@ class Job:
         model: Name of the model it runs.
         result: Id of what it left on the shelf.
         error: Why it failed, see `refusal`.
+        left: Whether the server is going away, so that nobody waits for news.
     """
 
     def __init__(self, title: str, work: Callable[["Job"], None], *, model: str = "") -> None:
@@ -92,6 +95,7 @@ class Job:
         self.error: dict[str, Any] | None = None
         self.done, self.total, self.note, self.passes = 0, 0, "", 0
         self.stop = threading.Event()
+        self.left = False
         self._work: Callable[[Job], None] | None = work
         self._lock = threading.Lock()
         self._events: list[Event] = []
@@ -125,12 +129,12 @@ class Job:
         self.done, self.total = done, total
         self.note = self.note if note is None else note
         now = time.monotonic()
-        if changed or done >= total or now - self._told > OFTEN:
+        if changed or (total and done >= total) or now - self._told > OFTEN:
             self._told = now
             self._tell("state", self.public(), replaces=True)
 
     def check(self) -> None:
-        """Stop here if somebody cancelled it.
+        """Count one forward pass, and stop here if somebody cancelled it.
 
         Raises:
             Halt: It was cancelled.
@@ -138,6 +142,8 @@ class Job:
         self.passes += 1
         if self.stop.is_set():
             raise Halt
+        if not self.total:  # nobody knows how many there will be; that they go on is news too
+            self.progress(0, 0)
 
     # From outside --------------------------------------------------------------------------------
 
@@ -150,12 +156,24 @@ class Job:
         if waiting:
             self._state("cancelled")
 
+    def wait(self, before: int) -> None:
+        """Say how many jobs are before it."""
+        note = f"{before} job{'s' * (before > 1)} before it"
+        if self.state == "queued" and note != self.note:
+            self.progress(0, 0, note)
+
+    def leave(self) -> None:
+        """Ask it to stop, and let its readers go at once."""
+        self.left = True
+        self.cancel()
+        self._wake()
+
     def run(self) -> None:
         """Do the work; every end is told, none is raised."""
         with self._lock:
             if self.state != "queued":
                 return
-            self.state = "running"
+            self.state, self.note = "running", ""
         self._state("running")
         work, self._work = self._work, None
         try:
@@ -188,7 +206,7 @@ class Job:
                 for event in new:
                     yield event
                     after = event.number
-                if ended:
+                if ended or self.left:
                     return
                 try:
                     await asyncio.wait_for(here[1].wait(), timeout=10)
@@ -210,6 +228,10 @@ class Job:
             if replaces and self._events[-1].kind == kind:
                 self._events.pop()
             self._events.append(Event(self._count, kind, data))
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
             readers = list(self._readers)
         for loop, flag in readers:
             with suppress(RuntimeError):  # a loop that has closed needs no news
@@ -235,6 +257,7 @@ class Worker:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
+        self._now: Job | None = None
         self._ready = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="underhood-worker", daemon=True)
@@ -257,6 +280,7 @@ class Worker:
             self._jobs[job.id] = job
             self._queue.append(job)
             self._forget()
+            self._places()
             self._ready.notify()
         return job
 
@@ -281,15 +305,27 @@ class Worker:
         with self._ready:
             return list(self._jobs.values())
 
-    def close(self) -> None:
-        """Cancel what runs and waits, and let the thread end."""
+    def leave(self) -> None:
+        """Cancel what runs and waits, and let go of all who listen; returns at once."""
         with self._ready:
             self._closed = True
             left = list(self._jobs.values())
             self._ready.notify()
         for job in left:
-            job.cancel()
+            job.leave()
+
+    def close(self) -> None:
+        """Cancel what runs and waits, and let the thread end."""
+        self.leave()
         self._thread.join(timeout=2)
+
+    def _places(self) -> None:
+        """Tell those that wait how many are before them."""
+        waiting = [job for job in self._queue if not job.ended]
+        running = self._now is not None and not self._now.ended
+        for before, job in enumerate(waiting, int(running)):
+            if before:
+                job.wait(before)
 
     def _forget(self) -> None:
         over = len(self._jobs) - KEPT
@@ -303,5 +339,6 @@ class Worker:
                     self._ready.wait()
                 if self._closed:
                     return
-                job = self._queue.popleft()
-            job.run()
+                self._now = self._queue.popleft()
+                self._places()
+            self._now.run()

@@ -1,7 +1,7 @@
 """Jobs that look: a prompt at a glance, one site, the explanation, any method."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -14,6 +14,7 @@ from underhood.view import View, bars, grid, group, table
 from underhood.view import tokens as strip
 from underhood.workbench.asking import Many, Prompt, Short
 from underhood.workbench.desk import Desk, Work
+from underhood.workbench.forms import Options, arguments
 from underhood.workbench.jobs import Job, refusal
 from underhood.workbench.models import Loaded
 
@@ -60,7 +61,7 @@ class Run(Work):
     answers: Many = []
     wrong: Many = []
     other: Short | None = None
-    options: Annotated[dict[Short, Prompt], Field(max_length=50)] = {}
+    options: Options = {}
 
 
 def look(desk: Desk, job: Job, loaded: Loaded, asked: Look) -> None:
@@ -241,7 +242,6 @@ def method(desk: Desk, job: Job, loaded: Loaded, asked: Run) -> str:
     """Any method; its result is kept."""
     from underhood.cli.arguments import Given
     from underhood.methods.registry import find
-    from underhood.workbench.forms import arguments
 
     chosen = find(asked.name)
     other = asked.other
@@ -249,6 +249,13 @@ def method(desk: Desk, job: Job, loaded: Loaded, asked: Run) -> str:
         asked.prompts, asked.contrasts, asked.answers, asked.wrong,
         other=(lambda: desk.models.load(other).model) if other else None,
     )  # fmt: skip
-    result = chosen(loaded.model, **arguments(chosen, given, asked.options))
+    result = chosen(loaded.model, **arguments(chosen, given, asked.options, desk.shelf.plan))
+    if asked.prompts:
+        result = replace(result, provenance={"prompt": _first(asked.prompts)} | result.provenance)
     job.part("view", title=chosen.name, view=result.view.to_dict(), provenance=result.provenance)
     return desk.shelf.keep(result, chosen.name)
+
+
+def _first(prompts: list[str]) -> str:
+    """What a list of results says of the data."""
+    return prompts[0] + (f" (first of {len(prompts)})" if len(prompts) > 1 else "")

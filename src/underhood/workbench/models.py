@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from underhood.core.model import Model
     from underhood.core.tokenizer import Text
     from underhood.data import Pairs
+    from underhood.methods.registry import Method
 
 __all__ = ["Loaded", "Models"]
 
 HELD = 3  # models that stay in memory
+ROWS = 8  # pairs of an example, for methods that choose on some and test on others
 LONGEST = 100_000  # characters that are tokenised while somebody types
 EXAMPLES = (
     ("When Mary and John went to the store, John gave a drink to",
@@ -151,15 +153,17 @@ def describe(model: "Model", name: str) -> dict[str, Any]:
 
 
 def examples(model: "Model", name: str) -> list[dict[str, Any]]:
-    """Prompts, contrasts and answers that the model can be asked, the best known first."""
+    """Prompts, contrasts and answers that the model can be asked, the best known first.
+
+    `rows` has more of the same kind, the first one included.
+    """
     found = []
     for texts in EXAMPLES:
         if all(_knows(model, text) for text in texts) and (answers := _answers(model, *texts)):
-            found.append(_example("", *texts, *answers))
+            found.append(_example("", [_row(*texts, *answers)]))
     for task, pairs in _tasks(name):
-        said = [column[0] for column in (pairs.answers, pairs.wrong)]
-        answers = [str(a[0]) if a and isinstance(a[0], str) else "" for a in said]
-        found.append(_example(task, pairs.clean[0], pairs.contrast[0], *answers))
+        columns = [pairs.clean, pairs.contrast, map(_said, pairs.answers), map(_said, pairs.wrong)]
+        found.append(_example(task, [_row(*row) for row in zip(*columns, strict=True)]))
     return found
 
 
@@ -172,10 +176,17 @@ def _answers(model: "Model", prompt: str, contrast: str) -> list[str]:
     return [model.token_text(i) for i in said] if said[0] != said[1] else []
 
 
-def _example(
-    task: str, prompt: str, contrast: str, answer: str = "", wrong: str = ""
-) -> dict[str, Any]:
-    return {"task": task, "prompt": prompt, "contrast": contrast, "answer": answer, "wrong": wrong}
+def _row(prompt: str, contrast: str, answer: str = "", wrong: str = "") -> dict[str, str]:
+    return {"prompt": prompt, "contrast": contrast, "answer": answer, "wrong": wrong}
+
+
+def _example(task: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+    return {"task": task, **rows[0], "rows": rows}
+
+
+def _said(answers: tuple[Any, ...]) -> str:
+    """The first of several answers, where it is text."""
+    return answers[0] if answers and isinstance(answers[0], str) else ""
 
 
 def _knows(model: "Model", prompt: str) -> bool:
@@ -187,7 +198,7 @@ def _knows(model: "Model", prompt: str) -> bool:
 
 
 def _tasks(name: str) -> list[tuple[str, "Pairs"]]:
-    """One pair of each task of an organism that reads text."""
+    """Some pairs of each task of an organism that reads text."""
     from underhood.data import Pairs
     from underhood.organisms import organism, organisms
 
@@ -197,7 +208,7 @@ def _tasks(name: str) -> list[tuple[str, "Pairs"]]:
     found = []
     for task in made.tasks:
         try:
-            pairs = made.pairs(task, 1)
+            pairs = made.pairs(task, ROWS)
         except (UnderhoodError, TypeError):  # a task without pairs
             continue
         if isinstance(pairs, Pairs) and isinstance(pairs.clean[0], str):
@@ -222,40 +233,59 @@ def cards(model: "Model", shown: list[dict[str, Any]], tell: Callable[[int, int]
     made = []
     for number, name in enumerate(listed):
         method = find(name)
-        made.append(card(method) | {"refused": why_not(model, method, shown)})
+        refused, rows = trial(model, method, shown)
+        made.append(card(method) | {"refused": refused, "rows": rows})
         tell(number + 1, len(listed))
     return made
 
 
-def why_not(model: "Model", method: Any, shown: list[dict[str, Any]]) -> str | None:
-    """Why a method refuses this model; None when it came to its first forward."""
-    from underhood.cli.arguments import data_arguments
+def trial(model: "Model", method: "Method", shown: list[dict[str, Any]]) -> tuple[str | None, int]:
+    """Why a method refuses this model, or None; and how many rows of an example it takes."""
     from underhood.workbench.jobs import refusal
 
     def reached(*_: Any) -> None:
         raise _Reached
 
+    most = max((len(example["rows"]) for example in shown), default=1)
     hook = model.module.register_forward_pre_hook(reached)
     try:
-        method(model, **data_arguments(method, _given(model, method, shown)))
-    except NotOffered as error:
-        told = refusal(error)
-        return ". ".join(t for t in (told["what"], told["why"]) if t)
-    except (_Reached, UnderhoodError, TypeError):
-        return None
+        for rows in (1, most):
+            try:
+                method(model, **_given(model, method, shown, rows))
+            except NotOffered as error:
+                told = refusal(error)
+                return ". ".join(t for t in (told["what"], told["why"]) if t), 1
+            except _Reached:
+                return None, rows
+            except (UnderhoodError, TypeError):
+                continue
     finally:
         hook.remove()
-    return None
+    return None, 1
 
 
-def _given(model: "Model", method: Any, shown: list[dict[str, Any]]) -> Any:
-    """An example in the columns that a method reads, and no others."""
-    from underhood.cli.arguments import Given, data_flags
+def _given(
+    model: "Model", method: "Method", shown: list[dict[str, Any]], rows: int
+) -> dict[str, Any]:
+    """Examples as a method's arguments: the columns that it reads, and no others."""
+    from underhood.cli.arguments import Given, data_arguments, data_flags, pairs_of
+    from underhood.workbench.forms import control
 
-    example = shown[0] if shown else _example("", *EXAMPLES[0])
+    wide = [e for e in shown if len(e["rows"]) >= rows] or [_example("", [_row(*EXAMPLES[0])])]
     flags = {data_flags(p) for p in method.parameters if not p.option}
-    columns = ("prompt", "contrast", "answer", "wrong")
-    read = columns if "--prompt --vs" in flags else columns[: "--prompt" in flags]
-    words = [[example[c]] if c in read and example[c] else [] for c in columns]
-    other = (lambda: model) if "--other" in flags else None
-    return Given(words[0], words[1], words[2], words[3], other=other)
+    names = ("prompt", "contrast", "answer", "wrong")
+    read = names if "--prompt --vs" in flags else names[: "--prompt" in flags]
+
+    def given(example: dict[str, Any], read: tuple[str, ...] = names, other: Any = None) -> Given:
+        chosen = example["rows"][:rows]
+        said = [[row[n] for row in chosen if row[n]] if n in read else [] for n in names]
+        return Given(said[0], said[1], said[2], said[3], other=other)
+
+    second = (lambda: model) if "--other" in flags else None
+    found = data_arguments(method, given(wide[0], read, second))
+    for option in (p for p in method.parameters if p.option):
+        if control(option) == "pairs":
+            found[option.name] = pairs_of(given(wide[min(1, len(wide) - 1)]))
+        elif option.name == "answers":
+            found["answers"] = tuple(given(wide[0]).answers)
+    return found

@@ -15,6 +15,7 @@ from underhood.core.errors import UsageError
 from underhood.workbench.app import make_app
 from underhood.workbench.desk import Desk
 from underhood.workbench.guard import Guard, loopback
+from underhood.workbench.jobs import Worker
 from underhood.workbench.models import Models
 from underhood.workbench.shelf import Shelf
 
@@ -73,7 +74,7 @@ class Server:
         models = Models(model, device=device, dtype=dtype)
         self.desk = Desk(models, Shelf(results.resolve()))
         guard = Guard(make_app(self.desk), token=self.token, port=self.port, host=host)
-        self._uvicorn = uvicorn.Server(uvicorn.Config(
+        self._uvicorn = _Uvicorn(self.desk.worker, uvicorn.Config(
             guard, log_level="warning", access_log=False, server_header=False, lifespan="off",
             timeout_graceful_shutdown=1,
         ))  # fmt: skip
@@ -99,6 +100,19 @@ class Server:
     def stop(self) -> None:
         """Ask it to end, from another thread."""
         self._uvicorn.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """Lets go of pages that follow a job before it waits for connections to end."""
+
+    def __init__(self, worker: Worker, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Jobs are cancelled, streams end, then the server does."""
+        self._worker.leave()
+        await super().shutdown(sockets)
 
 
 def _bound(host: str, port: int | None) -> socket.socket:

@@ -94,6 +94,16 @@ class Shelf:
         with _whole(path.name):
             return _opened(key, path, _document(path))
 
+    def plan(self, key: str) -> "Plan":
+        """A saved plan of edits.
+
+        Raises:
+            FileProblem: No such file, or it holds something else.
+        """
+        from underhood.core.edit import Plan
+
+        return Plan.load(self.path(key))
+
     def report(self, key: str) -> str:
         """One self-contained HTML page."""
         found = self.open(key)
@@ -189,7 +199,11 @@ def _described(path: Path) -> dict[str, Any]:
     if kind == "plan":
         about = document.get("model") or {}
         edits = document.get("edits") or []
-        return {"kind": kind, "title": f"{len(edits)} edits", "model": _text(about, "name")}
+        return {
+            "kind": kind,
+            "title": f"{len(edits)} edit{'s' * (len(edits) != 1)}",
+            "model": _text(about, "name"),
+        }
     about = document.get("provenance") or {}
     title = document.get("prompt") if kind == "explanation" else document.get("name")
     return {

@@ -265,8 +265,13 @@ class _SoftmaxTap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _SOFTMAX or not args or args[0].ndim != 4:
+        if func not in _SOFTMAX or not args or args[0].ndim not in (3, 4):
             return func(*args, **kwargs)
+        if args[0].ndim == 3:  # XGLM has batch and heads in one axis
+            if not self.tap.spec.heads or args[0].shape[0] % self.tap.spec.heads:
+                return func(*args, **kwargs)
+            apart = args[0].unflatten(0, (-1, self.tap.spec.heads))
+            return self.__torch_function__(func, types, (apart, *args[1:]), kwargs).flatten(0, 1)
         # Attention sinks (gpt-oss) add one column that belongs to no key.
         keys = args[0].shape[-1] if self.keys is None else self.keys
         scores = self._scores(args[0], keys)

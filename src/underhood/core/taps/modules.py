@@ -143,23 +143,57 @@ def _canonical(session: Session, site: Site, value: Tensor) -> Tensor:
 
 
 def _hook_point(session: Session, stack: ExitStack, site: Site, point: Point) -> None:
+    beside = _hook_beside(session, stack, point) if point.plus else None
+
     def change(raw: Tensor) -> Tensor:
         value = _canonical(session, site, raw)
         if point.chunk is not None:
-            index, of = point.chunk
-            parts = list(value.chunk(of, -1))
-            new = session.visit(site, parts[index])
-            if new is parts[index]:
-                return raw
-            parts[index] = new
-            return torch.cat(parts, -1).view_as(raw)
-        scaled = value * point.scale if point.scale != 1.0 else value
-        new = session.visit(site, scaled)
-        if new is scaled:
+            return _change_chunk(session, site, raw, value, point.chunk)
+        shown = value * point.scale if point.scale != 1.0 else value
+        other = beside(raw).view_as(shown) if beside is not None else None
+        shown = shown if other is None else shown + other
+        new = session.visit(site, shown)
+        if new is shown:
             return raw
+        new = new if other is None else new - other
         return (new / point.scale if point.scale != 1.0 else new).reshape(raw.shape)
 
     _hook(session, stack, session.module.get_submodule(point.path), point.side, change)
+
+
+def _change_chunk(
+    session: Session, site: Site, raw: Tensor, value: Tensor, chunk: tuple[int, int]
+) -> Tensor:
+    index, of = chunk
+    parts = list(value.chunk(of, -1))
+    new = session.visit(site, parts[index])
+    if new is parts[index]:
+        return raw
+    parts[index] = new
+    return torch.cat(parts, -1).view_as(raw)
+
+
+def _hook_beside(session: Session, stack: ExitStack, point: Point) -> Callable[[Tensor], Tensor]:
+    """Keep what the module beside a point writes, until the point's own module has run."""
+    plus, held = point.plus, []
+    assert plus is not None
+
+    def keep(raw: Tensor) -> Tensor:
+        held[:] = [raw * plus.scale if plus.scale != 1.0 else raw]
+        return raw
+
+    def take(raw: Tensor) -> Tensor:
+        if not held or held[0].numel() != raw.numel():
+            raise NotOffered(
+                "two parts that are added up did not run in the expected order",
+                given=f"{plus.path} before {point.path}",
+                why="what they add to the stream together is not known when the second one ends",
+                do="use module: sites for each of them",
+            )
+        return held.pop()
+
+    _hook(session, stack, session.module.get_submodule(plus.path), "out", keep)
+    return take
 
 
 def _hook_path(session: Session, stack: ExitStack, site: Site) -> None:

@@ -523,7 +523,10 @@ class Session:
 def _held(cache: Any, counted: int) -> int:
     """Tokens in a cache; those of pure state-space models only know whether they are empty."""
     try:
-        return int(cache.get_seq_length())
+        held = int(cache.get_seq_length())
+        # A first layer without keys says 0 whatever the others hold (MiniMax).
+        others = getattr(cache, "layers", ()) if not held else ()
+        return max([held, *(int(x.get_seq_length()) for x in others if hasattr(x, "keys"))])
     except (AttributeError, ValueError):
         pass
     try:

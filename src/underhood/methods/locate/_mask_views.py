@@ -7,7 +7,7 @@ from torch import Tensor
 
 from underhood.circuits.masks import Trained
 from underhood.data import Metric
-from underhood.methods.locate._graph_view import circuit_graph
+from underhood.methods.graph_view import circuit_graph
 from underhood.methods.locate._mask_circuits import Compared, node_sizes
 from underhood.view import View, bars, group, lines, sentences, table
 

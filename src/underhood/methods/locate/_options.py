@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from underhood.core.errors import OutOfRange
+from underhood.core.errors import OutOfRange, UsageError
 
-__all__ = ["By", "Cut", "at_least", "below_one"]
+__all__ = ["By", "Cut", "at_least", "below_one", "written_by"]
 
 By = Literal["eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "relp", "exact", "ifr"]
 """How edges are scored."""
@@ -35,3 +35,17 @@ def below_one(**shares: float) -> None:
             raise OutOfRange(
                 f"{name} must be from 0 to below 1", given=share, do=f"e.g. {name}=0.5"
             )
+
+
+def written_by(direction: str, value: str) -> None:
+    """Refuse to denoise with anything but what the clean run holds.
+
+    Raises:
+        UsageError: A baseline that only noising can write.
+    """
+    if direction == "denoise" and value != "resample":
+        raise UsageError(
+            "denoising writes what the clean run holds, and nothing else",
+            given=f"direction='denoise', value={value!r}",
+            do=f"ablate the clean run instead: direction='noise', value={value!r}",
+        )

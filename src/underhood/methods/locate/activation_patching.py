@@ -16,7 +16,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.site import Site
@@ -25,7 +24,7 @@ from underhood.methods.locate._asked import Asked
 from underhood.methods.locate._estimates import How, estimated
 from underhood.methods.locate._grid_views import grid_view
 from underhood.methods.locate._grids import answered, columns_of, dataset, words
-from underhood.methods.locate._options import at_least
+from underhood.methods.locate._options import at_least, written_by
 from underhood.methods.locate._patching import patched
 from underhood.methods.locate._places import Spots, Units, names_of
 from underhood.methods.locate._written import Learning
@@ -123,7 +122,7 @@ def activation_patching(
         >>> bool(found["effect"].sel(layer=0, pos=4) > 0.99)
         True
     """
-    _check(direction, value)
+    written_by(direction, value)
     at_least(1, draws=draws, batch_size=batch_size, top=top, steps=steps)
     split: Units = "each" if units == "top" else units
     asked = Asked(
@@ -146,15 +145,6 @@ def activation_patching(
             rows=len(pairs), answers=origin, how=found.how, passes=found.passes,
         ),
     )  # fmt: skip
-
-
-def _check(direction: str, value: str) -> None:
-    if direction == "denoise" and value != "resample":
-        raise UsageError(
-            "denoising writes what the clean run holds, and nothing else",
-            given=f"direction='denoise', value={value!r}",
-            do=f"ablate the clean run instead: direction='noise', value={value!r}",
-        )
 
 
 def _strongest_units(

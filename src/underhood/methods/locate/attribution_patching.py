@@ -1,6 +1,7 @@
 """Attribution patching: the effects of all patches at once, estimated from gradients, then checked.
 
     atp     estimate = (a_clean - a_contrast) . dm/da                       2 forwards, 1 of both
+            (or a_clean - value, at the clean run: zeros, means)
     ig      the gradient is the mean along the way of the whole activation  steps of both per site
             of one site and layer from one run's to the other's               and layer
     atp*    queries and keys: the softmax is recomputed (QK fix);           L + 1 backwards
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import Pairs
@@ -31,9 +33,10 @@ from underhood.methods.locate._estimates import (
 )
 from underhood.methods.locate._grid_views import grid_view
 from underhood.methods.locate._grids import answered, dataset, labels_of, words
-from underhood.methods.locate._options import at_least
+from underhood.methods.locate._options import at_least, written_by
 from underhood.methods.locate._patching import ExactPatching
 from underhood.methods.locate._places import names_of
+from underhood.methods.locate._saturation import KEY, QUERY
 from underhood.methods.locate._verify import Verified
 from underhood.methods.locate._verify import verify as check
 from underhood.methods.registry import method
@@ -59,6 +62,7 @@ def attribution_patching(
     direction: Literal["denoise", "noise"] = "denoise",
     metric: str = "logit_diff",
     positions: Literal["each", "all", "last"] | tuple[int, ...] = "each",
+    value: Literal["resample", "mean", "mean-position", "zero"] = "resample",
     steps: int = 10,
     verify: int = 20,
     tail: int = 20,
@@ -86,6 +90,10 @@ def attribution_patching(
         metric: A name of `underhood.data.METRICS`, any but "rank".
         positions: "each" position by itself, "all" at once, the "last" only, or numbers. At "all"
             estimates are sums over positions, except keys of "atp*", which are moved together.
+        value: What noising would write: the contrast run's activation ("resample"); its mean over
+            all prompts and tokens except the first ("mean"), or over all prompts at that position
+            ("mean-position", prompts of one structure only); or zeros. Gradients are then taken at
+            the clean run, the only run that holds the way's beginning.
         steps: Of integrated gradients, in the middle of equal parts of the way.
         verify: Exact patching of so many of the strongest cells; 0: no check.
         tail: And of so many random others.
@@ -107,8 +115,10 @@ def attribution_patching(
         `missed_p`. Over `batch`: `clean`, `contrast`.
 
     Raises:
-        PairError: Pairs that cannot be compared, or whose metric is the same at both ends.
-        UsageError: A metric without gradient; sites that `activation_patching` refuses too.
+        PairError: Pairs that cannot be compared, or whose metric is the same at both ends; a mean
+            per position over prompts of different length.
+        UsageError: A metric without gradient; sites that `activation_patching` refuses too; a
+            `value` that the direction, `grad_at` or the QK fix of "atp*" cannot be about.
         NotOffered: A site that this model lacks; "atp*" at queries or keys of a family whose
             pattern cannot be recomputed from them; "ig" for some of the units of a site.
         NotFinite: Gradients or estimates that are not numbers.
@@ -127,7 +137,8 @@ def attribution_patching(
         keys. Norms bend straight lines: estimates for the stream and for MLP outputs may be far
         off (look at the correlation on random cells, and at `relevance_patching`). A router's
         choice of experts jumps: no gradient sees it, and "ig" is not complete there. Estimates that
-        cancel inside a cell may hide a large effect. "atp*" has no sign, and is larger than the
+        cancel inside a cell may hide a large effect. Zeros and means may lie further from where the
+        gradient was taken than the contrast does. "atp*" has no sign, and is larger than the
         exact effect where effects cancel.
 
     Example:
@@ -139,9 +150,10 @@ def attribution_patching(
     """
     at_least(1, steps=steps, batch_size=batch_size)
     asked = Asked(
-        names_of(model, sites, units), direction, differentiable(metric), positions, "resample", 0,
+        names_of(model, sites, units), direction, differentiable(metric), positions, value, 0,
         seed, batch_size, units,
     )  # fmt: skip
+    _check_value(asked, method, grad_at)
     encoded, origin = answered(model, pairs.encode(model), asked.metric, batch_size)
     job, exact = estimated(model, encoded, asked, How(method, runs_at(grad_at, asked), steps))
     columns = estimate_columns(job, asked)
@@ -160,12 +172,34 @@ def attribution_patching(
         view=_view(data, asked, method, checked, labels_of(job.found.cells, labels)),
         provenance=describe(
             model, sites=[str(s) for s in asked.names], estimate=method, grad_at=grad_at,
-            direction=direction, metric=metric, positions=positions, units=units, seed=seed,
-            steps=steps if method == "ig" else None, path=_path(method), rows=len(pairs),
+            direction=direction, metric=metric, positions=positions, value=value, units=units,
+            seed=seed, steps=steps if method == "ig" else None, path=_path(method), rows=len(pairs),
             answers=origin, forwards=job.forwards, backwards=job.backwards,
             verified=0 if checked is None else len(checked.cells), subsets=subsets,
         ),
     )  # fmt: skip
+
+
+def _check_value(asked: Asked, method: str, grad_at: str) -> None:
+    """A value that no run holds has one run to come from, and no softmax to be recomputed."""
+    written_by(asked.direction, asked.value)
+    if asked.value == "resample":
+        return
+    if grad_at not in ("base", "clean"):
+        raise UsageError(
+            "zeros and means are written into the clean run, and gradients are taken there",
+            given=f"grad_at={grad_at!r}, value={asked.value!r}",
+            why="the contrast run does not hold them, so the way does not pass through it",
+            do="leave grad_at out",
+        )
+    fixed = [site.name for site in asked.names if site.name in (*QUERY, *KEY)]
+    if method == "atp*" and fixed:
+        raise UsageError(
+            "the QK fix exchanges the queries and keys of two runs",
+            given=f"sites {', '.join(fixed)}, value={asked.value!r}",
+            why="it recomputes the softmax with those of the contrast run",
+            do="method='atp' or 'ig', or value='resample'",
+        )
 
 
 def _path(method: str) -> str | None:

@@ -27,7 +27,7 @@ from underhood.core.errors import UsageError
 from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
-from underhood.methods.locate._graph_view import circuit_graph
+from underhood.methods.graph_view import circuit_graph
 from underhood.methods.locate._options import By, Cut, at_least, below_one
 from underhood.methods.registry import method
 from underhood.view import Result, View, group, lines, sentences, table

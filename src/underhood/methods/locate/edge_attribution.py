@@ -24,7 +24,7 @@ from underhood.core.model import Model
 from underhood.core.provenance import describe
 from underhood.core.sweep import rows_per_pass
 from underhood.data import EncodedPairs, Metric, Pairs, metric_named
-from underhood.methods.locate._graph_view import graph_view
+from underhood.methods.graph_view import graph_view
 from underhood.methods.locate._options import By, Cut, at_least
 from underhood.methods.locate._verify import Verified, verify
 from underhood.methods.registry import method

@@ -42,6 +42,7 @@ from underhood.methods.locate._subspace_asked import (
     check_same,
     check_width,
     directions_given,
+    divide,
     reader_of,
     sites_of,
     works,
@@ -164,6 +165,9 @@ def subspace(
         )
     if kind == "mean-difference" and k != 1:
         raise OutOfRange("a mean difference is one direction", given=f"k={k}", do="use kind='pca'")
+    # What is wrong with the pairs is said before the model runs.
+    pairs.encode(model)
+    divide(pairs, held_out, seed)
     sites = sites_of(model, site, layers)
     check_width(sites, [model.size(place, place.kind.axes[-1]) for place in sites], k)
     readers = [reader_of(model, place, reader) for place in sites]

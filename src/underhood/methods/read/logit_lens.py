@@ -33,6 +33,7 @@ __all__ = ["logit_lens"]
 
 _RANDOM = 8  # least number of random vectors per layer
 _TOGETHER = 256  # stream vectors unembedded at once
+_WHOLE = 12_000  # cells beyond which a view has the followed probability alone
 
 
 @method
@@ -278,6 +279,7 @@ def _view(data: "xarray.Dataset", *, answer: str | None, wrong: str | None) -> V
         scale="probability",
         unit="probability",
         marks=[(int(s) + 1, p) for p, s in enumerate(data["settles"].values)],
+        **_behind(data),
         title="What each layer would say",
         about=f"Text: the layer's top token. Colour: its probability of {followed}. Outlined: the"
         " layer from which the top token stays the model's own. A layer that cannot be read here"
@@ -291,6 +293,29 @@ def _view(data: "xarray.Dataset", *, answer: str | None, wrong: str | None) -> V
         ),
     )
     return group([cells, _curves(data, labels, wrong)], title="Logit lens")
+
+
+def _behind(data: "xarray.Dataset") -> dict[str, Any]:
+    """What a reader of the page can ask of each cell: other measures, and the likeliest tokens."""
+    import numpy as np
+
+    if data["target_prob"].size > _WHOLE:
+        return {}
+    known, ids = np.unique(data["top_id"].values, return_inverse=True)
+    texts = dict(zip(ids.ravel().tolist(), data["top_token"].values.ravel().tolist(), strict=True))
+    told = {"target_rank": ("rank", "tokens above"), "entropy": ("entropy", "nats"),
+            "kl": ("distance from the model's own", "nats")}  # fmt: skip
+    return {
+        "measures": [
+            {"name": name, "values": data[key].values, "unit": unit}
+            for key, (name, unit) in told.items()
+        ],
+        "candidates": {
+            "tokens": [texts[i] for i in range(len(known))],
+            "ids": ids.reshape(data["top_id"].shape),
+            "values": data["top_prob"].values,
+        },
+    }
 
 
 def _curves(data: "xarray.Dataset", labels: list[str], wrong: str | None) -> View:

@@ -5,12 +5,14 @@
  * was closed because the tab was hidden (a browser allows a server six open streams in all), goes
  * on after the last number seen.
  */
+import { of, put, tell } from "./state.js";
 
 /** What the server refused: `type, what, given, why, do`. */
 export class Refused extends Error {
-  constructor(error, status) {
+  constructor(error, status = 0) {
     super(error.what);
-    Object.assign(this, { error, status });
+    this.error = error;
+    this.status = status;
   }
 }
 
@@ -47,19 +49,24 @@ export const told = (problem) =>
 
 const ENDED = ["done", "failed", "cancelled"];
 
-/**
- * One job at a time, as a page sees it: starting the next one cancels the last.
- * `change` is called whenever there is something new to draw.
- */
+/** One job at a time, as a page sees it: starting the next one cancels the last. */
 export class Task {
-  constructor(change) {
-    this.change = change;
+  /**
+   * @param {object} options
+   * @param {string | null} [options.page] whose address names the job under `key`, so that a link takes it up again
+   * @param {string} [options.key]
+   * @param {((part: any) => void) | null} [options.heard] called with each part, and with null when another job is shown
+   */
+  constructor({ page = null, key = "job", heard = null } = {}) {
+    this.page = page;
+    this.key = key;
+    this.heard = heard;
     this.clear();
   }
 
   clear() {
-    this.close();
-    Object.assign(this, { id: null, state: "empty", done: 0, total: 0, note: "", error: null });
+    this.end();
+    Object.assign(this, { id: null, known: null, state: "empty", done: 0, total: 0, note: "", error: null });
     this.result = null;
     this.parts = [];
     this.last = 0;
@@ -79,13 +86,34 @@ export class Task {
     return this.parts.findLast((part) => part.name === name);
   }
 
-  /** Ask for work; `heard` is called with each part. Resolves when the job was accepted. */
-  async start(body, heard = null) {
+  /** What the address says of it: the job, and what it left among the results. */
+  get address() {
+    return (this.page && of(this.page)[this.key]) || {};
+  }
+
+  /** Show the job that the address names: after a link, a step back, another model. */
+  sync() {
+    if (this.state === "asking") return;
+    const { id = null, result = null } = this.address;
+    if (id !== this.known) {
+      this.clear();
+      this.heard?.(null);
+      Object.assign(this, { known: id, result });
+      if (id) this.attach(id);
+    } else if (this.result && this.result !== result) this.keep();
+  }
+
+  keep() {
+    this.known = this.id;
+    if (this.page) put({ [this.key]: { id: this.id, result: this.result } }, this.page);
+  }
+
+  /** Ask for work. Resolves when the job was accepted. */
+  async start(body) {
     const old = this.busy ? this.id : null;
     this.clear();
     this.state = "asking";
-    this.heard = heard;
-    this.change();
+    tell();
     const mine = (this.turn = (this.turn ?? 0) + 1);
     if (old) remove(`/api/jobs/${old}`).catch(() => {});
     try {
@@ -94,27 +122,26 @@ export class Task {
         remove(`/api/jobs/${job.id}`).catch(() => {});
         return;
       }
+      this.set(job);
       this.follow(job.id);
+      this.keep();
     } catch (problem) {
       if (mine !== this.turn) return;
-      this.state = "failed";
-      this.error = told(problem);
-      this.change();
+      Object.assign(this, { state: "failed", error: told(problem), known: this.address.id ?? null });
+      tell();
     }
   }
 
   /** Take up a job that was started before, by this page or another. */
-  async attach(id, heard = null) {
-    this.clear();
-    this.heard = heard;
-    // One that the server has forgotten is not followed; what it found is among the results.
+  async attach(id) {
     const { jobs } = await get("/api/jobs").catch(() => ({ jobs: [] }));
+    if (this.known !== id || this.id || this.state === "asking") return;
     const job = jobs.find((one) => one.id === id);
-    if (job && !this.id) {
+    if (job) {
       this.set(job);
       this.follow(id);
-    }
-    this.change();
+    } else this.state = "forgotten";
+    tell();
   }
 
   follow(id) {
@@ -122,7 +149,7 @@ export class Task {
     this.seen = () => (document.hidden ? this.close() : this.open());
     document.addEventListener("visibilitychange", this.seen);
     this.open();
-    this.change();
+    tell();
   }
 
   open() {
@@ -132,7 +159,7 @@ export class Task {
       this.last = Number(event.lastEventId);
       this.set(JSON.parse(event.data));
       if (ENDED.includes(this.state)) this.end();
-      this.change();
+      tell();
     });
     this.source.onerror = () => this.lost();
     this.source.addEventListener("part", (event) => {
@@ -140,7 +167,7 @@ export class Task {
       const part = JSON.parse(event.data);
       this.parts.push(part);
       this.heard?.(part);
-      this.change();
+      tell();
     });
   }
 
@@ -152,7 +179,7 @@ export class Task {
       this.state = "failed";
       this.error = { what: "the server no longer knows this job", why: "it was started again", do: "look among the results, or run it again" };
     }
-    this.change();
+    tell();
   }
 
   set({ state, done, total, note, passes, result, error }) {

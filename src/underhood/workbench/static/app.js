@@ -15,8 +15,8 @@ import { choose, forget, go, link, PAGES, read, state, watch } from "./state.js"
 const pages = { explain, look, cause, change, methods, results, model };
 
 /** What is known of the server: its models, and the one that is looked at. */
-const known = { models: [], first: null, facts: null, problem: null };
-const loading = new Task(update);
+const known = { models: [], first: null, facts: null, problem: null, elsewhere: null };
+const loading = new Task({ heard: (part) => part?.facts?.name === state.model && settle(part.facts) });
 
 // The secret of the address has become a cookie; it must not stay in the history.
 if (location.search) history.replaceState(null, "", location.pathname + location.hash);
@@ -34,7 +34,6 @@ async function meet() {
   try {
     const said = await get("/api/models");
     Object.assign(known, { models: said.models.map((m) => m.name), first: said.first });
-    if (!known.models.includes(state.model)) state.model = said.first;
     update();
   } catch (problem) {
     known.problem = told(problem);
@@ -46,14 +45,20 @@ let asked = null;
 
 /** The facts of the chosen model; it is loaded if nobody has. */
 function need() {
-  if (!known.first || asked === state.model) return;
+  if (!known.first || (asked && asked === state.model)) return;
+  if (state.model && !known.models.includes(state.model)) {
+    known.elsewhere = state.model;
+    state.model = null;
+  } else if (asked) known.elsewhere = null;
+  state.model ??= known.first;
   const mine = (asked = state.model);
-  known.facts = null;
+  known.facts = known.problem = null;
+  loading.clear();
   get(`/api/model?model=${encodeURIComponent(mine)}`)
     .then((said) => {
       if (mine !== asked) return;
       if (said.loaded) settle(said);
-      else loading.start({ do: "load", model: mine }, (part) => mine === asked && settle(part.facts));
+      else loading.start({ do: "load", model: mine });
     })
     .catch((problem) => {
       known.problem = told(problem);
@@ -86,16 +91,26 @@ function shell(page) {
   return html`<a class="uh-skip" href="#content" @click=${skip}>Skip to the page</a>
     <aside class="wb-side" aria-label="Model and pages"><div>${side()}</div></aside>
     <main id="content" tabindex="-1" class="wb-main">
-      ${known.problem ? problem(known.problem) : nothing}
+      ${problem(known.problem)} ${elsewhere()}
       ${known.facts || state.page === "results" ? drawn(page) : waiting()}
     </main>
     <aside class="wb-inspect ${chosen() ? "" : "wb-idle"}" aria-label="Selection">${known.facts ? inspector(known.facts, look.readings()) : nothing}</aside>`;
 }
 
+/** A link may name a model that another server had. */
+function elsewhere() {
+  if (!known.elsewhere) return nothing;
+  return problem({ what: "this server has no such model", given: known.elsewhere, why: `the page shows ${state.model} instead`, do: `start underhood serve ${known.elsewhere}, or choose another on the left` });
+}
+
+const TEXT = ["explain", "look", "cause", "change"]; // pages that begin with a prompt
+
 /** The page; anybody can write a link, and one that does not fit must not leave it empty. */
 function drawn(page) {
   try {
-    return page.draw(known.facts);
+    return html`${page.draw(known.facts)} ${TEXT.includes(state.page) && known.facts && !known.facts.facts.tokenizer
+      ? html`<p class="wb-about wb-wordless">This model reads no text, so this page has nothing to ask it. <button type="button" class="wb-link" @click=${() => go("model")}>See what it is made of</button>, or choose another model.</p>`
+      : nothing}`;
   } catch (why) {
     console.warn(why);
     return html`${problem({ what: "this link does not fit the page", why: why.message, do: "start the page afresh" })}

@@ -1,6 +1,6 @@
 /** The shared selection in words, and what can be done with it next. */
 import { html, nothing, selection } from "/static/underhood.mjs";
-import { readSite } from "./page_look.js";
+import { showSite } from "./page_look.js";
 import { go, of } from "./state.js";
 
 const NAMES = { layer: "Layer", pos: "Position", head: "Head", feature: "Feature", node: "Node" };
@@ -40,12 +40,9 @@ function next(facts, { layer, head, pos }) {
   const edit = { site, op: head !== undefined ? "zero" : "scale", fields: head !== undefined ? {} : { factor: 0.5 }, strength: 1, unit: "raw" };
   if (pos !== undefined && head === undefined) edit.pos = [pos];
   return html`<h3>Next</h3><ul class="wb-next">
-    <li><button type="button" class="wb-link" @click=${() => go("change", { columns: [...(of("change").columns ?? []), { label: what, edits: [edit] }].slice(-8) })}>
+    <li><button type="button" class="wb-link" @click=${() => go("change", { columns: [...(of("change").columns ?? []), { label: what, edits: [edit] }].slice(-7) })}>
       Change ${what}</button></li>
-    <li><button type="button" class="wb-link" @click=${() => {
-      go("look");
-      readSite(site);
-    }}>Read <code>${site}</code></button></li>
+    <li><button type="button" class="wb-link" @click=${() => showSite(site)}>Read <code>${site}</code></button></li>
     <li><button type="button" class="wb-link" @click=${() => go("cause", { tool: "patch", sites: head !== undefined ? "z" : "resid_pre" })}>
       Ask what it causes</button></li>
   </ul>`;

@@ -1,13 +1,13 @@
 /** Cause: exchange, cut and drop; what does the answer hang on? */
 import { html, nothing } from "/static/underhood.mjs";
 import { Task } from "./api.js";
-import { choice, examples, head, line, part, progress, prompt, run, view } from "./parts.js";
-import { of, put, state, tell } from "./state.js";
+import { choice, examples, head, line, part, prompt, run, view } from "./parts.js";
+import { of, put, state } from "./state.js";
 
 export const title = "Cause";
 export const question = "What does it hang on?";
 
-const tasks = { patch: new Task(tell), attribute: new Task(tell), circuit: new Task(tell) };
+const tasks = Object.fromEntries(["patch", "attribute", "circuit"].map((key) => [key, new Task({ page: "cause", key })]));
 const TOOLS = {
   patch: ["Patch", "Move one activation at a time from the prompt into the contrast, and see how much of the answer comes with it. Exact."],
   attribute: ["Attribute", "The same for all edges between parts at once, estimated from gradients; the largest are checked exactly."],
@@ -18,12 +18,14 @@ export function draw(facts) {
   const said = of("cause");
   if (said.prompt === undefined) fill(facts.examples[0]);
   const tool = TOOLS[said.tool] ? said.tool : "patch";
+  tasks[tool].sync();
   const set = (name) => (value) => put({ [name]: value });
+  const found = tool === "circuit" ? circuit(said) : tasks[tool].named("view").map((one) => part(one));
   return html`${head("Cause", "Two prompts that differ in what decides the answer: what has to be moved from one to the other to move the answer?")}
     <form class="wb-form">
       ${examples(facts, said.prompt, fill)}
-      ${prompt("Prompt", said.prompt, set("prompt"))}
-      ${prompt("Contrast", said.contrast, set("contrast"), { hint: "as many tokens, another answer" })}
+      <div class="wb-pair">${prompt("Prompt", said.prompt, set("prompt"))}
+        ${prompt("Contrast", said.contrast, set("contrast"), { hint: "as many tokens, another answer" })}</div>
       <div class="wb-row">
         ${line("Answer", said.answer, set("answer"), { hint: "one token" })}
         ${line("Held against", said.wrong, set("wrong"), { hint: "one token" })}
@@ -36,9 +38,7 @@ export function draw(facts) {
         ${DRAW[tool](facts, said)}
       </div>
     </form>
-    ${progress(tasks[tool])}
-    ${tool === "circuit" ? circuit(said) : tasks[tool].named("view").map((one) => part(one))}
-    ${tasks[tool].result ? html`<p class="wb-kept">Kept among the results as <code>${tasks[tool].result}</code>.</p>` : nothing}`;
+    ${found}`;
 }
 
 function fill(example) {
@@ -72,17 +72,20 @@ const DRAW = {
     const names = ["resid_pre", "resid_mid", "attn_out", "mlp_out", "z"].filter((n) => facts.writable.includes(n));
     const sites = said.sites ?? "resid_pre";
     const positions = said.positions ?? (sites === "z" ? "all" : "each");
-    return html`<div class="wb-row">
-      ${choice("What is moved", sites, names.map((n) => [n, WHAT[n]]), (v) => put({ sites: v, positions: undefined }))}
-      ${choice("Where", positions, [["each", "each position by itself"], ["all", "all positions together"], ["last", "the last position"]], (v) => put({ positions: v }))}
-      </div><div class="wb-actions">${run("Patch", tasks.patch, () => method("patch", "activation_patching", { sites, positions }), !(said.prompt && said.contrast))}</div>`;
+    const before = html`${choice("What is moved", sites, names.map((n) => [n, WHAT[n]]), (v) => put({ sites: v, positions: undefined }))}
+      ${choice("Where", positions, [["each", "each position by itself"], ["all", "all positions together"], ["last", "the last position"]], (v) => put({ positions: v }))}`;
+    return run("Patch", tasks.patch, () => method("patch", "activation_patching", { sites, positions }), !(said.prompt && said.contrast), { before });
   },
-  attribute: (facts, said) => html`<div class="wb-row">
-      ${choice("Estimated by", said.by ?? "eap-ig", ["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"], (v) => put({ by: v }))}
-      </div><div class="wb-actions">${run("Attribute", tasks.attribute, () => method("attribute", "edge_attribution", { by: said.by ?? "eap-ig" }), !(said.prompt && said.contrast))}</div>`,
-  circuit: (facts, said) => html`<div class="wb-row">
-      ${line("Share of the answer to keep", said.target ?? 0.9, (v) => put({ target: Number(v), drop: [], add: [] }), { type: "number", min: 0.05, max: 1, step: 0.05 })}
-      </div><div class="wb-actions">${run(tasks.circuit.newest("circuit") ? "Find it again" : "Find the circuit", tasks.circuit, () => judge([], []), !said.prompt)}</div>`,
+  attribute: (facts, said) => {
+    const before = choice("Estimated by", said.by ?? "eap-ig", ["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"], (v) => put({ by: v }));
+    return run("Attribute", tasks.attribute, () => method("attribute", "edge_attribution", { by: said.by ?? "eap-ig" }), !(said.prompt && said.contrast), { before });
+  },
+  circuit: (facts, said) => {
+    const before = html`<label class="wb-said"><span>Share of the answer to keep</span><input type="number" min="0.05" max="1" step="0.05"
+      .value=${said.target ?? 0.9} @input=${(e) => put({ target: Number(e.target.value), drop: [], add: [] })}></label>`;
+    const find = () => (last ? judge([], []) : judge(said.drop ?? [], said.add ?? []));
+    return run(last ? "Find it again" : "Find the circuit", tasks.circuit, find, !said.prompt, { before });
+  },
 };
 
 const WHAT = {
@@ -95,7 +98,7 @@ const WHAT = {
 
 // The circuit and its editor ------------------------------------------------------------------------
 
-let last = null; // the circuit that is on the page while the next one is judged
+let last = null; // the circuit that is on the page, also while the next one is judged
 
 function judge(drop, add) {
   const { prompt, contrast, answer, wrong, target } = of("cause");
@@ -104,15 +107,15 @@ function judge(drop, add) {
 }
 
 function circuit(said) {
-  last = tasks.circuit.newest("circuit") ?? (tasks.circuit.busy ? last : null);
+  last = tasks.circuit.newest("circuit") ?? (tasks.circuit.state === "empty" ? null : last);
   if (!last) return nothing;
   const drop = said.drop ?? [];
   const add = said.add ?? [];
   const random = Math.max(...last.random);
-  return html`<section class="wb-judged" aria-label="Faithfulness">
+  return html`<dl class="wb-judged" aria-label="Faithfulness" aria-busy=${String(tasks.circuit.busy)}>
       ${number("This circuit keeps", last.f)} ${number("Everything else keeps", last.rest)}
       ${number("Random ones of its size keep at most", random)} ${number("As it was found", last.f_found)}
-      <div><dt>Edges</dt><dd>${last.edges.length} of ${last.total}</dd></div></section>
+      <div><dt>Edges</dt><dd>${last.edges.length} of ${last.total}</dd></div></dl>
     ${drop.length || add.length
       ? html`<p class="wb-changes">${drop.map((name) => chip(`without ${name}`, () => judge(drop.filter((d) => d !== name), add)))}
           ${add.map((name) => chip(`with ${name}`, () => judge(drop, add.filter((d) => d !== name))))}

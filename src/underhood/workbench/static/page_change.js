@@ -3,28 +3,36 @@ import { html, nothing } from "/static/underhood.mjs";
 import { get, Task, told } from "./api.js";
 import { editor } from "./edits.js";
 import { examples, head, line, problem, progress, prompt, run } from "./parts.js";
+import { named, plans, refresh } from "./plans.js";
 import { of, put, state, tell } from "./state.js";
 
 export const title = "Change";
 export const question = "What if it were different?";
 
-const task = new Task(tell);
-const saving = new Task(tell);
+const task = new Task({ page: "change", heard: hear });
+const saving = new Task();
+const MOST = 7; // columns beside the unedited one
 let palette = null;
 let failure = null;
-let shown = null; // the job that is on the page
-let plans = null;
+let stored = null; // the plan that was saved last
 
 /** What each column has written so far, and wrote before while it is written anew. */
 let texts = [];
 
+/** Plans that other pages or tabs saved since are listed too. */
+export const enter = refresh;
+
 export function draw(facts) {
   const said = of("change");
+  task.sync();
+  if (saving.result && saving.result !== stored) {
+    stored = saving.result;
+    refresh();
+  }
   if (!palette) load();
   if (said.prompt === undefined) fill(facts, facts.examples[0]);
   if (!said.columns) put({ columns: [first(facts, said)] }, "change");
   const columns = of("change").columns;
-  if (said.job && said.job !== shown) task.attach((shown = said.job), hear);
   const change = (i, column) => {
     put({ columns: columns.map((c, k) => (k === i ? column : c)) }, "change");
     if (said.live ?? true) soon();
@@ -40,11 +48,10 @@ export function draw(facts) {
         ${said.sample ? line("Seed", said.seed ?? 0, (v) => put({ seed: Number(v) }), { type: "number", min: 0 }) : nothing}
         <label class="wb-check"><input type="checkbox" .checked=${said.live ?? true} @change=${(e) => put({ live: e.target.checked })}> write again while I change things</label>
       </div>
-      <div class="wb-actions">${run("Write", task, () => write(false), !said.prompt)}
-        <button type="button" class="wb-second" ?disabled=${!said.prompt || task.busy} @click=${() => write(true)}>Write and keep</button></div>
+      ${run("Write", task, () => write(false), !said.prompt,
+        { beside: html`<button type="button" class="wb-second" ?disabled=${!said.prompt || task.busy} @click=${() => write(true)}>Write and keep</button>` })}
     </form>
-    ${problem(failure)} ${progress(task)}
-    ${task.result ? html`<p class="wb-kept">Kept among the results as <code>${task.result}</code>.</p>` : nothing}
+    ${problem(failure)}
     <div class="wb-columns">
       <section class="wb-column"><h2>unedited</h2>${written(0)}</section>
       ${columns.map((column, i) => html`<section class="wb-column">
@@ -53,15 +60,18 @@ export function draw(facts) {
         ${written(i + 1)}
         ${palette ? editor(facts, palette, column, (next) => change(i, next)) : nothing}
         ${column.edits.length
-          ? html`<button type="button" class="wb-link" @click=${() => saving.start({ do: "plan", model: state.model, name: column.label || "plan", prompt: said.prompt, edits: column.edits })}>Save this plan</button>`
+          ? html` · <button type="button" class="wb-link" @click=${() => saving.start({ do: "plan", model: state.model, name: column.label || "plan", prompt: said.prompt, edits: sent(column).edits })}>Save this plan</button>`
           : nothing}
       </section>`)}
     </div>
     <div class="wb-actions">
-      ${columns.length < 7 ? html`<button type="button" class="wb-second" @click=${() => put({ columns: [...columns, { label: `column ${columns.length + 1}`, edits: [blank(facts)] }] })}>Add a column</button>` : nothing}
-      ${stored()}
-    </div>
-    ${progress(saving)} ${saving.result ? html`<p class="wb-kept">Saved as <code>${saving.result}</code>; <code>underhood generate --edits</code> takes the file.</p>` : nothing}`;
+      ${columns.length < MOST ? html`<button type="button" class="wb-second" @click=${() => put({ columns: [...columns, { label: `column ${columns.length + 1}`, edits: [blank(facts)] }] })}>Add a column</button>` : nothing}
+      ${plans("Load a saved plan", "", (id, box) => {
+        box.value = "";
+        if (id) open(id);
+      }, "choose one")}
+      ${progress(saving)}
+    </div>`;
 }
 
 function load() {
@@ -110,17 +120,20 @@ function soon() {
   timer = setTimeout(() => write(false), 30);
 }
 
-async function write(keep) {
+/** A column as it is sent: how a saved edit reads is for the page alone. */
+const sent = (column) => ({ ...column, edits: column.edits.map(({ text, ...edit }) => edit) });
+
+function write(keep) {
   clearTimeout(timer);
   const { prompt, columns, tokens = 12, sample = false, temperature = 1, seed = 0 } = of("change");
-  await task.start(
-    { do: "generate", model: state.model, prompt, columns, max_new_tokens: tokens, sample, temperature, seed, keep },
-    hear,
-  );
-  put({ job: (shown = task.id) }, "change");
+  task.start({ do: "generate", model: state.model, prompt, columns: columns.map(sent), max_new_tokens: tokens, sample, temperature, seed, keep });
 }
 
 function hear(part) {
+  if (!part) {
+    texts = [];
+    return;
+  }
   const i = part.column;
   if (part.name === "column") texts[i] = { ...texts[i], next: [], refused: null, writing: true };
   if (part.name === "token" && texts[i]) {
@@ -148,30 +161,14 @@ const spaced = () => !texts.some((t) => t?.tokens?.some(({ text }) => /^\s/.test
 
 // Plans ---------------------------------------------------------------------------------------------
 
-function stored() {
-  return html`<label class="wb-field wb-short"><span>Load a saved plan</span>
-    <select @focus=${list} @pointerdown=${list} @change=${(e) => e.target.value && open(e.target.value)}>
-      <option value="">${plans && !plans.length ? "none saved yet" : "choose"}</option>
-      ${(plans ?? []).map((p) => html`<option value=${p.id}>${p.id}, ${p.title}</option>`)}
-    </select></label>`;
-}
-
-async function list() {
-  try {
-    plans = (await get("/api/results")).results.filter((r) => r.kind === "plan");
-  } catch (why) {
-    failure = told(why);
-  }
-  tell();
-}
-
 async function open(id) {
   try {
     const { edits } = await get(`/api/results/${id}`);
     const columns = of("change").columns ?? [];
     const made = edits.map(({ saved, index, strength, unit, text }) => ({ saved, index, strength, unit, text }));
-    put({ columns: [...columns, { label: id.split("-").slice(2, -1).join(" ") || id, edits: made }].slice(-7) }, "change");
+    put({ columns: [...columns, { label: named(id), edits: made }].slice(-MOST) }, "change");
     failure = null;
+    soon();
   } catch (why) {
     failure = told(why);
     tell();

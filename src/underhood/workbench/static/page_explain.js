@@ -1,56 +1,46 @@
 /** Explain: why does the model say that? The report, part by part as it is found. */
 import { html, nothing } from "/static/underhood.mjs";
 import { Task } from "./api.js";
-import { evidence, examples, head, line, progress, prompt, run } from "./parts.js";
-import { go, of, put, state, tell } from "./state.js";
+import { evidence, examples, head, line, prompt, run } from "./parts.js";
+import { of, put, state } from "./state.js";
 
 export const title = "Explain";
 export const question = "Why does it say that?";
 
-const task = new Task(tell);
-let shown = null; // the job that is on the page
+const task = new Task({ page: "explain" });
 
 export function draw(facts) {
   const said = of("explain");
   if (said.prompt === undefined) fill(facts.examples[0]);
-  if (said.job && said.job !== shown) {
-    shown = said.job;
-    task.attach(said.job);
-  }
-  if (task.result && task.result !== said.result) put({ result: task.result }, "explain");
+  task.sync();
   const set = (name) => (value) => put({ [name]: value });
   return html`${head("Explain", "Say why the model goes on as it does, and prove it: where the answer forms, who writes it, who causes it, and what happens without them.")}
     <form class="wb-form">
       ${examples(facts, said.prompt, fill)}
-      ${prompt("Prompt", said.prompt, set("prompt"))}
-      ${prompt("Contrast", said.contrast, set("contrast"), { required: false, hint: "as many tokens, another answer; left empty, one is searched for" })}
+      <div class="wb-pair">${prompt("Prompt", said.prompt, set("prompt"))}
+        ${prompt("Contrast", said.contrast, set("contrast"), { required: false, hint: "as many tokens, another answer; empty: one is searched" })}</div>
       <details class="wb-more" ?open=${Boolean(said.answer || said.wrong)}><summary>Choose the answers yourself</summary>
         <div class="wb-row">
           ${line("Answer", said.answer, set("answer"), { hint: "one token; empty: the model's own" })}
           ${line("Held against", said.wrong, set("wrong"), { hint: "one token; empty: its answer to the contrast" })}
         </div></details>
-      <div class="wb-actions">${run("Explain", task, start, !said.prompt)}</div>
+      ${run("Explain", task, start, !said.prompt)}
     </form>
-    ${progress(task)} ${found()}`;
+    ${found()}`;
 }
 
 function fill(example) {
-  put({ prompt: example?.prompt ?? "", contrast: example?.contrast ?? "", answer: "", wrong: "", result: null }, "explain");
+  put({ prompt: example?.prompt ?? "", contrast: example?.contrast ?? "", answer: "", wrong: "" }, "explain");
 }
 
-async function start() {
+function start() {
   const { prompt, contrast, answer, wrong } = of("explain");
-  await task.start({ do: "explain", model: state.model, prompt, contrast, answer, wrong });
-  shown = task.id;
-  put({ job: task.id, result: null }, "explain");
+  task.start({ do: "explain", model: state.model, prompt, contrast, answer, wrong });
 }
 
 function found() {
   const lead = task.newest("lead")?.sentences ?? [];
   const sections = task.named("section");
-  const { result } = of("explain");
-  if (!sections.length && result && task.state === "empty")
-    return html`<p class="wb-kept">This was explained before. <button type="button" class="wb-link" @click=${() => go("results", { open: result, compare: null })}>Open what was found</button></p>`;
   if (!sections.length) return nothing;
   return html`<article class="wb-report">
     <div class="uh-lead">${lead.map((sentence) => html`<p>${sentence}</p>`)}</div>
@@ -60,8 +50,7 @@ function found() {
       ${evidence(s)}
     </section>`)}
     ${task.result
-      ? html`<p class="wb-kept">Kept among the results as <code>${task.result}</code>.
-          <a href="/api/results/${task.result}/report" download>Save the report</a></p>`
+      ? html`<p class="wb-kept"><a href="/api/results/${task.result}/report" download>Save the report as a page</a></p>`
       : nothing}
   </article>`;
 }

@@ -2,6 +2,7 @@
 import { html, nothing } from "/static/underhood.mjs";
 import { get, remove, told } from "./api.js";
 import { evidence, head, problem, view } from "./parts.js";
+import { named } from "./plans.js";
 import { go, of, put, tell } from "./state.js";
 
 export const title = "Results";
@@ -24,7 +25,7 @@ export function draw() {
   return html`${head("Results", "Everything that was found here, as files that Python and the command line open too.")}
     ${problem(failure)}
     <div class="wb-actions">
-      <button type="button" class="wb-second" @click=${refresh}>Look again</button>
+      <button type="button" class="wb-second" @click=${refresh}>Refresh the list</button>
       <button type="button" class="wb-second" ?disabled=${pair.length !== 2} @click=${() => put({ open: null, compare: pair })}>Compare the two that are ticked</button></div>
     ${table(said, pair)} ${said.compare ? compared(said.compare) : said.open ? one(said.open) : nothing}`;
 }
@@ -58,11 +59,13 @@ function table(said, pair) {
     <tbody>${entries.map((e) => html`<tr class=${e.id === said.open ? "wb-picked" : ""}>
       <td><input type="checkbox" aria-label="Compare ${e.id}" .checked=${pair.includes(e.id)} ?disabled=${e.kind === "plan" || e.kind === "problem"} @change=${(c) => tick(e.id, c.target.checked)}></td>
       <td>${new Date(e.date * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" })}</td>
-      <td><button type="button" class="wb-link" @click=${() => put({ open: e.id, compare: null })}>${e.kind === "explanation" ? "explanation" : e.title.replaceAll("_", " ")}</button>
+      <td><button type="button" class="wb-link" @click=${() => put({ open: e.id, compare: null })}>${what(e)}</button>
         ${e.kind === "problem" ? html`<small class="wb-bad">cannot be read</small>` : nothing}</td>
       <td>${e.model}</td><td class="wb-cut" title=${e.prompt ?? ""}>${e.kind === "explanation" ? e.title : (e.prompt ?? "")}</td>
       <td><button type="button" class="wb-quiet" aria-label="Delete ${e.id}" @click=${() => forget(e)}>delete</button></td></tr>`)}</tbody></table></div>`;
 }
+
+const what = (e) => ({ explanation: "explanation", plan: `plan: ${named(e.id)}` })[e.kind] ?? e.title.replaceAll("_", " ");
 
 async function forget({ id, title }) {
   if (!confirm(`Delete ${title} (${id})? The file is gone then.`)) return;
@@ -76,6 +79,8 @@ async function forget({ id, title }) {
   refresh();
 }
 
+const READ = { result: "uh.Result.load", plan: "uh.Plan.load" };
+
 function one(id) {
   const found = opened.get(id);
   if (!found) return html`<p role="status">opening…</p>`;
@@ -83,7 +88,7 @@ function one(id) {
   return html`<article class="wb-report"><h2>${found.title}</h2>
     <p class="wb-about"><code>${found.id}</code>
       ${found.kind === "plan" ? nothing : html` · <a href="/api/results/${found.id}/report" download>Save as a page</a>`}
-      · <code>uh.Result.load("${found.id}.json")</code></p>
+      ${READ[found.kind] ? html` · <code>${READ[found.kind]}("${found.id}.json")</code>` : nothing}</p>
     ${found.lead ? html`<div class="uh-lead">${found.lead.map((s) => html`<p>${s}</p>`)}</div>` : nothing}
     ${found.sections
       ? found.sections.map((s) => html`<section class="uh-section"><h2><span class="uh-no">${s.number}</span><span>${s.title}</span></h2>${s.question ? html`<p class="uh-question">${s.question}</p>` : nothing}${evidence(s)}</section>`)

@@ -1,7 +1,7 @@
 /** Pieces that all pages are made of. */
 import { element, html, nothing } from "/static/underhood.mjs";
 import { post } from "./api.js";
-import { state, tell } from "./state.js";
+import { go, state, tell } from "./state.js";
 
 // Views ------------------------------------------------------------------------------------------
 
@@ -32,7 +32,8 @@ export function evidence({ answer, folded, views }) {
 /** An error in its four parts. */
 export function problem(error) {
   if (!error) return nothing;
-  const row = (name, text) => (text ? html`<dt>${name}</dt><dd>${text}</dd>` : nothing);
+  // What has lines is a drawing of tokens, one below the other.
+  const row = (name, text) => (text ? html`<dt>${name}</dt><dd class=${text.includes?.("\n") ? "wb-drawn" : ""}>${text}</dd>` : nothing);
   return html`<div class="wb-problem" role="alert">
     <p><strong>${error.what}</strong></p>
     <dl>${row("Given", error.given)}${row("Because", error.why)}${row("Instead", error.do)}</dl>
@@ -41,18 +42,23 @@ export function problem(error) {
 
 const SAYS = {
   asking: "asking the server",
-  queued: "waiting for the jobs before it",
+  queued: "waiting",
   running: "running",
   done: "done",
   cancelled: "cancelled",
 };
 
-/** How far a task is, and the button that stops it. */
+/** How far a task is, the button that stops it, and what it left. */
 export function progress(task) {
   if (task.state === "empty") return nothing;
   if (task.state === "failed") return problem(task.error);
+  if (task.state === "forgotten")
+    return html`<p class="wb-kept" role="status">The server no longer holds this run.
+      ${task.result ? open(task.result, "Open what was found") : "Run it again to see it."}</p>`;
   const counted = task.state === "running" && task.total > 0;
-  const words = [SAYS[task.state], task.busy ? task.note : "", counted ? `${task.done} of ${task.total}` : ""];
+  const far = counted ? `${task.done} of ${task.total}` : task.state === "running" && task.passes > 1 ? `${task.passes} forward passes` : "";
+  const words = [SAYS[task.state], task.busy ? task.note : "", far];
+  const left = task.state === "done" && task.result;
   return html`<div class="wb-progress wb-${task.state}" role="status">
     ${counted
       ? html`<progress max=${task.total} value=${task.done} aria-label="Progress"></progress>`
@@ -61,15 +67,25 @@ export function progress(task) {
         : nothing}
     <span>${words.filter(Boolean).join(" · ")}</span>
     ${task.busy ? html`<button type="button" class="wb-quiet" @click=${() => task.cancel()}>Cancel</button>` : nothing}
+    ${left ? open(task.result, "Kept among the results") : nothing}
   </div>`;
 }
 
-/** The button that starts a page's work. */
-export const run = (label, task, act, disabled = false) => html`<button
-    type="submit" class="wb-run" ?disabled=${disabled} @click=${(event) => {
+const open = (id, words) => html`<button type="button" class="wb-link" @click=${() => go("results", { open: id, compare: null })}>${words}</button>`;
+
+/**
+ * The button that starts a page's work, what stands around it, and how far the work is.
+ * @param {string} label
+ * @param {any} task
+ * @param {() => void} act
+ * @param {boolean} disabled
+ * @param {{before?: any, beside?: any}} around
+ */
+export const run = (label, task, act, disabled = false, { before = nothing, beside = nothing } = {}) => html`<div class="wb-actions">
+    ${before}<button type="submit" class="wb-run" ?disabled=${disabled} @click=${(event) => {
       event.preventDefault();
       act();
-    }}>${label}</button>${task.busy ? html`<span class="wb-spin" aria-hidden="true"></span>` : nothing}`;
+    }}>${label}</button>${beside} ${progress(task)}</div>`;
 
 // Prompts ----------------------------------------------------------------------------------------
 
@@ -124,16 +140,22 @@ function pieces(text) {
   </p>`;
 }
 
-/** One line of text. */
+/**
+ * One line of text.
+ * @param {string} label
+ * @param {any} value
+ * @param {(text: string) => void} change
+ * @param {{hint?: string, list?: string, type?: string, min?: any, max?: any, step?: any}} options
+ */
 export function line(label, value, change, { hint = "", list = "", type = "text", min, max, step } = {}) {
   return html`<label class="wb-field"><span>${label}${hint ? html` <small>${hint}</small>` : nothing}</span>
     <input type=${type} .value=${value ?? ""} list=${list || nothing} min=${min ?? nothing} max=${max ?? nothing}
       step=${step ?? nothing} spellcheck="false" autocomplete="off" @input=${(e) => change(e.target.value)}></label>`;
 }
 
-/** A choice among a few. */
-export function choice(label, value, options, change, hint = "") {
-  return html`<label class="wb-field"><span>${label}${hint ? html` <small>${hint}</small>` : nothing}</span>
+/** A choice among a few, in one line. */
+export function choice(label, value, options, change) {
+  return html`<label class="wb-said"><span>${label}</span>
     <select @change=${(e) => change(e.target.value)}>
       ${options.map((o) => {
         const [key, text] = Array.isArray(o) ? o : [o, o];
@@ -153,7 +175,11 @@ export function examples(facts, chosen, fill) {
     </select></label>`;
 }
 
-/** Concrete addresses of a model's sites, for a list to choose from. */
+/**
+ * Concrete addresses of a model's sites, for a list to choose from.
+ * @param {any} facts
+ * @param {(name: string) => boolean} keep
+ */
 export function addresses(facts, keep = () => true) {
   const found = [];
   for (const { site } of facts?.sites ?? []) {

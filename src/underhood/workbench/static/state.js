@@ -7,10 +7,12 @@
 
 export const PAGES = ["explain", "look", "cause", "change", "methods", "results", "model"];
 
+/** What is filled in, by page. @type {Record<string, any>} */
 const fields = Object.fromEntries(PAGES.map((page) => [page, {}]));
 const listeners = new Set();
 let timer = 0;
 
+/** @type {{page: string, model: string | null}} */
 export const state = { page: "explain", model: null };
 
 /** The fields of a page, or of the one that is open. */
@@ -68,6 +70,7 @@ export const link = () => new URL(address(), location.origin).href;
 
 /** Read the address; what does not fit is ignored, since anybody can write one. */
 export function read() {
+  /** @type {any} */
   let said = {};
   try {
     said = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}") ?? {};

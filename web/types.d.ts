@@ -1,0 +1,5 @@
+/** What the bundler reads as text. */
+declare module "*.css" {
+  const text: string;
+  export default text;
+}
