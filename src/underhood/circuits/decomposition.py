@@ -30,8 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from underhood.circuits.wiring import Wiring, Writes, last_logits
-from underhood.core.anatomy import NAMES
 from underhood.core.errors import NotOffered, UsageError
+from underhood.core.families import NAMES
 from underhood.core.head import Head, NormForm
 from underhood.core.parts import Reader
 from underhood.core.site import Site

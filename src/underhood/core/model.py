@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from underhood.core.anatomy import find_anatomy
+from underhood.core.discovery import find_anatomy
 from underhood.core.edit import Edit, Fired, Plan, as_plan, check_keys, check_width
 from underhood.core.errors import (
     NotFinite,

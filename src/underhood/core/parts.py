@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from underhood.core.anatomy import NAMES, Block
+from underhood.core.anatomy import Block
 from underhood.core.columns import columns_of
 from underhood.core.errors import NotOffered
+from underhood.core.families import NAMES
 from underhood.core.head import NormForm, norm_form
 from underhood.core.model import Model
 from underhood.core.run import Run

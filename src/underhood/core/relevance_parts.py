@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from underhood.core.anatomy import NAMES, Block
+from underhood.core.anatomy import Block
 from underhood.core.errors import NotOffered
+from underhood.core.families import NAMES
 from underhood.core.model import Model
 
 STABLE = 1e-6  # keeps phi(x) / x finite at zero; the value of the RelP code

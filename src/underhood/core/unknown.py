@@ -11,25 +11,14 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-__all__ = ["LANES", "odd_attention", "unknown_parts"]
+from underhood.core.families import ADDS_MORE, KNOWN_CHILDREN, ODD_ATTENTION, PLAIN_NUMBERS
 
-LANES = ("altup", "attn_hc")
-"""Children by which a block mixes several copies of the stream: its input is no residual stream."""
-
-# Numbers that a block's forward names and that leave an evaluation pass alone, or are known.
-_PLAIN_NUMBERS = ("dropout", "residual_multiplier", "residual_scale")
-# What a block adds beside its parts where only its code tells: GPT-NeoX Japanese has the attention
-# hand its bias out.
-_ADDS_MORE = ("GPTNeoXJapanese",)
-# T5 keeps its sub-layers in a list; in Zamba 2, `linear` leads shared attention into the mixer.
-_KNOWN_CHILDREN = ("layer", "linear", "pre_ln", "encoder_attn_layer_norm")
-# Attentions whose heads are mixtures of experts, or differences of two patterns.
-_ODD_ATTENTION = ("JetMoe", "DiffLlama")
+__all__ = ["odd_attention", "unknown_parts"]
 
 
 def odd_attention(core: nn.Module) -> bool:
     """Whether an attention is not one softmax over keys per head, although it looks like one."""
-    return type(core).__name__.startswith(_ODD_ATTENTION)
+    return type(core).__name__.startswith(ODD_ATTENTION)
 
 
 def unknown_parts(
@@ -47,7 +36,7 @@ def unknown_parts(
         multipliers: Names of numbers whose role is known.
     """
     found = [n for n in mentioned if _is_unknown(n, getattr(block, n, None), known, multipliers)]
-    if type(block).__name__.startswith(_ADDS_MORE):
+    if type(block).__name__.startswith(ADDS_MORE):
         found.append("a bias of the attention")
     return tuple(dict.fromkeys(found))
 
@@ -57,7 +46,7 @@ def _is_unknown(
 ) -> bool:
     if isinstance(value, nn.Module):
         has_weights = next(value.parameters(), None) is not None
-        return has_weights and name not in known and name not in _KNOWN_CHILDREN
+        return has_weights and name not in known and name not in KNOWN_CHILDREN
     if isinstance(value, float):
-        return name not in multipliers and not name.endswith(_PLAIN_NUMBERS)
+        return name not in multipliers and not name.endswith(PLAIN_NUMBERS)
     return isinstance(value, torch.Tensor)
