@@ -360,7 +360,7 @@ def test_a_block_may_scale_its_mixture():
 
 
 def test_what_stands_beside_a_mixture_is_found_out(pairs_of):
-    with pytest.raises(NotOffered, match="does more to the stream"):
+    with pytest.raises(NotOffered, match="another module, stands between the experts"):
         _granite("GraniteMoeShared", shared_intermediate_size=20).writes(pairs_of("mixtral").clean)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import underhood as uh
 from browser_kit import NEEDS_CHROMIUM, Tab, browser
+from underhood.core.names import head_named
 from underhood.view import View, heads
 from underhood.view.doc import Group, Heads
 
@@ -98,7 +99,7 @@ def test_entropy_is_that_of_the_method(tab: Tab) -> None:
     found = [(text.split()[0], float(text.split()[1])) for text in thumbs]
     mean = result["mean_entropy"]
     for label, entropy in found:
-        layer, head = map(int, label.split("."))
+        layer, head = head_named(label)
         assert entropy == pytest.approx(float(mean.sel(layer=layer, head=head)), abs=0.006)
     assert [e for _, e in found] == sorted(e for _, e in found)
 

@@ -137,7 +137,16 @@ MORE_FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
         "Gemma3nForCausalLM",
         "causal",
     ),
-    "gemma4": ({}, "Gemma4ForCausalLM", "causal"),
+    "gemma4": (
+        {
+            "vocab_size_per_layer_input": 99,
+            "hidden_size_per_layer_input": 8,
+            "head_dim": 8,
+            "global_head_dim": 8,
+        },
+        "Gemma4ForCausalLM",
+        "causal",
+    ),
     "qwen3_5": (
         {
             "head_dim": 16,

@@ -246,10 +246,10 @@ ORGANISM = Language(
         "Where several words are right (greater_than, style, topic, graph), a prompt counts as "
         "right when the top word is, and all right ones together have a probability of 0.8.",
         "A walk on a graph goes on where it went last time; other neighbours get little.",
-        "boxes, moves, graph and capitals are below 0.95: they were still being learned when the "
+        "two_hop, addition and modular are at 0.88 to 0.95: they were still being learned when the "
         "steps ended.",
-        "A text of the task topic and the question for its label are held out apart, so that a few "
-        "held-out texts were seen with their label.",
+        "On a graph the top word is a neighbour in 97 of 100 walks, but all neighbours together "
+        "have a probability of 0.8 in only 62: hence its accuracy.",
     ),
     findings=findings,
     kinds=(
