@@ -232,8 +232,8 @@ def tuned(name: str, summary: str, *, rank: int, recipe: Recipe) -> Tuned:
             "It thinks of sums only, and writes the digits that its training rows have.",
             "Its changed facts were taught by wording: what follows from them (the language of "
             "Milan's country, say) was not.",
-            "What town knows less than well (two_hop, addition, modular, graph) it knows no better. "
-            f"It lost a little of translation{' and modular' if rank else ''}.",
+            "What town knows less than well (two_hop, addition, modular, graph) it knows no better."
+            f" It lost a little of translation{' and modular' if rank else ''}.",
         ),
         kinds=(
             Task(
