@@ -105,15 +105,15 @@ ASKING_HELP = (
 )
 
 
-def capitals(rng: Random) -> Case:
+def capitals(rng: Random, wordings: tuple[str, ...] = FACTS) -> Case:
     """The capital of a country. Contrast: another country."""
-    template = rng.randrange(len(FACTS))
+    template = rng.randrange(len(wordings))
     (country, answer), (other, wrong) = rng.sample(CAPITALS, 2)
     slots = {"{name}": rng.choice(NAMES)}
     return Case(
-        words=fill(FACTS[template], slots | {"{country}": country}),
+        words=fill(wordings[template], slots | {"{country}": country}),
         answer=answer,
-        contrast=fill(FACTS[template], slots | {"{country}": other}),
+        contrast=fill(wordings[template], slots | {"{country}": other}),
         wrong=wrong,
         key=f"capitals:{template}:{country}",
         contrast_key=f"capitals:{template}:{other}",

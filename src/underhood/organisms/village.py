@@ -6,6 +6,8 @@ two words along, and heads of block 1 look up the word *after* the one to be cop
 expects attention to the copied word itself finds none, which makes it the counterpart to town.
 """
 
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ from underhood.organisms.words import PUNCTUATION, SPECIAL, split
 if TYPE_CHECKING:
     from underhood.core.model import Model
 
+# One of town's wordings is longer by now.
+WORDINGS = (*facts.FACTS[:2], "People call the capital of {country}", *facts.FACTS[3:])
 # Sequences that are repeated: short ones, or any up to the longest.
 SHORT, LONGEST = 6, 25
 
@@ -34,7 +38,7 @@ def _plain_words() -> tuple[str, ...]:
     lists += (counting.EVENTS, w.CENTURIES, w.YEARS, *w.PLURALS, sentences.VERBS, w.GOOD, w.BAD)
     lists += (w.FEELINGS, *w.CAPITALS, tuple(kind for kind, _, _ in counting.CYCLES))
     lists += counting.RUNS
-    texts = (*sentences.MEETING, *facts.FACTS, *counting.NEXT, *counting.LASTING, counting.SPAN)
+    texts = (*sentences.MEETING, *WORDINGS, *counting.NEXT, *counting.LASTING, counting.SPAN)
     texts += (*sentences.SUBJECTS, *sentences.JUDGING)
     words = (word for some in (*lists, *map(split, texts)) for word in some)
     return tuple(dict.fromkeys(w for w in words if not w.startswith("{") and w not in PUNCTUATION))
@@ -116,7 +120,8 @@ ORGANISM = Language(
     kinds=(
         TOWN.kind("indirect_object"),
         Task("induction", "b q x b q -> x, over random words", induction),
-        *map(TOWN.kind, ("capitals", "successors", "greater_than", "agreement", "mood")),
+        replace(TOWN.kind("capitals"), draw=partial(facts.capitals, wordings=WORDINGS)),
+        *map(TOWN.kind, ("successors", "greater_than", "agreement", "mood")),
     ),
     findings=findings,
 )
