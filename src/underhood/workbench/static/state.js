@@ -23,14 +23,21 @@ export function put(changes, page = state.page) {
   Object.assign(fields[page], changes);
   if (page === state.page) {
     clearTimeout(timer);
-    timer = setTimeout(() => history.replaceState(null, "", address()), 150);
+    timer = setTimeout(write, 150);
   }
   tell();
 }
 
+/** Write the address that is due: the page that is left must be found again by a step back. */
+function write() {
+  if (timer) history.replaceState(null, "", address());
+  clearTimeout(timer);
+  timer = 0;
+}
+
 /** Go to a page, perhaps with some of its fields. */
 export function go(page, changes = {}) {
-  clearTimeout(timer);
+  write();
   Object.assign(fields[page], changes);
   state.page = page;
   history.pushState(null, "", address());
@@ -41,6 +48,7 @@ export function go(page, changes = {}) {
 
 /** Choose a model: what was filled in belonged to the other one. */
 export function choose(model) {
+  write();
   state.model = model;
   for (const page of PAGES) fields[page] = {};
   history.pushState(null, "", address());
@@ -49,6 +57,7 @@ export function choose(model) {
 
 /** Leave the open page as if nobody had filled it in. */
 export function forget() {
+  write();
   fields[state.page] = {};
   history.replaceState(null, "", address());
   tell();
