@@ -18,11 +18,11 @@ def fingerprint(module: nn.Module) -> str:
     """A short hash of a model's weights: names, shapes and dtypes of all tensors, and every bit.
 
     A tensor's bytes are laid out as a table of eight-byte integers, and the sums of its rows and of
-    its columns are hashed (exact, modulo 2**64, on the tensor's own device): a value that changes
-    changes two of them, two values that change places change four.
+    its columns are hashed (exact, modulo 2**64, on the tensor's own device), so that no value can
+    change alone and go unseen. It tells models apart; it is no protection against forgery.
 
     Cost: one reading of the weights: 0.2 s for GPT-2 small in float32 (0.65 GB with its tied head)
-    on one core, where a SHA-256 of the same bytes takes 0.7 s.
+    on one core.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -158,8 +158,8 @@ ORGANISM = Language(
     recipe=Recipe(steps=4000, lr=2e-3),
     phases=(
         Phase(0.2, (("induction", 96),)),
-        # Looking up by a label forms on few boxes, and then holds for seven. Where it starts on
-        # many, a guess among the last ones is learned instead.
+        # Looking up by a label or a name forms on few boxes and needles together, and then holds
+        # for many. Where it starts on many, a guess among the last ones is learned instead.
         Phase(0.28, (("induction", 20), ("few_boxes", 44), ("few_needles", 44))),
         Phase(
             0.6,
